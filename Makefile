@@ -1,0 +1,53 @@
+# Targets of this project; `make` alone prints them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format lint types unit compiler e2e slow bench-compile clean
+
+help: ## print these targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,dev]'
+	@touch $@
+
+setup: $(STAMP) ## create .venv with everything that building and testing need
+
+demo: $(STAMP) ## the main job on ResNet-18: export, compile, verify, time against ONNX Runtime
+	$(BIN)/python -m benchmarks.demo
+
+test: $(STAMP) lint types ## everything CI runs: lint, types, all quick tiers of tests
+	$(BIN)/python -m pytest -q -m "not slow"
+
+check: $(STAMP) format lint types unit ## before a commit: format, lint, types, tests without TVM
+
+format: $(STAMP) ## format the code
+	$(BIN)/ruff format --quiet .
+
+lint: $(STAMP) ## ruff, formatting included
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+
+types: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+unit: $(STAMP) ## tests that need no TVM
+	$(BIN)/python -m pytest -q tests/unit
+
+compiler: $(STAMP) ## tests of frontend, passes and code generation
+	$(BIN)/python -m pytest -q tests/compiler
+
+e2e: $(STAMP) ## tests of whole commands
+	$(BIN)/python -m pytest -q -m "not slow" tests/e2e
+
+slow: $(STAMP) ## the slow suite: all light and exported models, a model over 500 MB
+	$(BIN)/python -m pytest -q -m slow
+
+bench-compile: $(STAMP) ## compile time: real networks cold and cached, and 100 to 5,000 nodes
+	$(BIN)/python -m benchmarks.compile_time
+
+clean: ## delete what the targets made
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

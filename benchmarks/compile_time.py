@@ -1,0 +1,115 @@
+"""`make bench-compile`: how long compiling takes, cold and cached, and how it grows with nodes.
+
+Every figure is a whole `mlc compile` process, verification included. The growth is measured on
+chains of small residual blocks: their kernels are few, so what grows is the work per node.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from rich.console import Console
+from rich.table import Table
+
+NODES = (100, 1000, 5000)
+NETWORKS = ("resnet18", "mobilenet_v3_small")
+
+
+def chain(nodes: int, path: Path) -> None:
+    """Write a chain of conv-relu-add blocks with about `nodes` nodes."""
+    helper, rng = onnx.helper, np.random.default_rng(0)
+    graph_nodes, weights, last = [], [], "x"
+    for k in range(nodes // 3):
+        kernel = (rng.standard_normal((16, 16, 3, 3)) * 0.001).astype(np.float32)
+        weights.append(onnx.numpy_helper.from_array(kernel, f"w{k}"))
+        graph_nodes += [
+            helper.make_node("Conv", [last, f"w{k}"], [f"c{k}"], f"conv{k}", pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", [f"c{k}"], [f"r{k}"], f"relu{k}"),
+            helper.make_node("Add", [f"r{k}", last], [f"a{k}"], f"add{k}"),
+        ]
+        last = f"a{k}"
+    shape = [1, 16, 14, 14]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        graph_nodes, "chain", [info("x", 1, shape)], [info(last, 1, shape)], weights
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(path))
+
+
+def compile_once(model: Path, output: Path, cache: Path) -> tuple[float, float, dict[str, Any]]:
+    """Return (wall seconds of the process, peak MB of its largest process, JSON result)."""
+    command = [
+        sys.executable,
+        "-m",
+        "mlc",
+        "compile",
+        str(model),
+        "-o",
+        str(output),
+        "--json",
+        "-q",
+    ]
+    started = time.perf_counter()
+    done = subprocess.run(
+        command,
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "MLC_CACHE_DIR": str(cache)},
+    )
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return seconds, peak, json.loads(done.stdout)
+
+
+def models(folder: Path) -> dict[str, Path]:
+    """Return the models to compile by name: two exported ones, one of onnx's, and the chains."""
+    from benchmarks.zoo import MODELS
+    from mlc import api
+
+    found = {}
+    for name in NETWORKS:
+        spec = MODELS[name]
+        found[name] = folder / f"{name}.onnx"
+        api.export(spec.factory, spec.inputs, found[name])
+    light = Path(onnx.__file__).parent / "backend/test/data/light"
+    found["densenet121 (onnx light)"] = light / "light_densenet121.onnx"
+    for nodes in NODES:
+        path = folder / f"chain{nodes}.onnx"
+        chain(nodes, path)
+        found[f"chain of {nodes} nodes"] = path
+    return found
+
+
+def main() -> None:
+    table = Table(title="mlc compile, whole process, verified", title_justify="left")
+    for column in ("model", "nodes", "kernels", "cold s", "again s", "MB at most"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    with tempfile.TemporaryDirectory(prefix="mlc-bench-") as name:
+        folder = Path(name)
+        for label, model in models(folder).items():
+            cache, output = folder / f"cache-{label}", folder / "out.mlc"
+            cold, peak, report = compile_once(model, output, cache)
+            again, _, _ = compile_once(model, output, cache)
+            manifest = report["manifest"]
+            table.add_row(
+                label, str(manifest["model"]["nodes"]), str(len(manifest["kernels"])),
+                f"{cold:.1f}", f"{again:.2f}", f"{peak:.0f}",
+            )  # fmt: skip
+            print(f"{label}: cold {cold:.1f} s, again {again:.2f} s", file=sys.stderr, flush=True)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

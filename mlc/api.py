@@ -1,0 +1,182 @@
+"""The verbs as functions: what the command line does, from Python.
+
+    report = mlc.compile("resnet18.onnx", target="llvm")
+    with mlc.open(report.path) as session:
+        outputs = session.run({"input": x})
+
+Arrays are numpy's, with exactly the shapes and dtypes of the signature; every failure is an
+`mlc.errors.MlcError` with `message`, `hint` and `exit_code`. Compiling and inspecting run in a child
+process: a crash of the compiler becomes a `BuildError`, and this process stays small.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlc import events, isolate
+from mlc.options import (
+    BenchOptions,
+    CompileOptions,
+    ExportOptions,
+    InspectOptions,
+    VerifyOptions,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mlc.runtime.bench import BenchResult
+    from mlc.runtime.session import Session
+    from mlc.runtime.verify import Verification
+    from mlc.target import Target
+    from mlc.torch_export import ExportReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileReport:
+    """What `compile` made: the artifact's path and size, wall time (s), and its manifest."""
+
+    path: Path
+    bytes: int
+    seconds: float
+    from_cache: bool
+    manifest: dict[str, Any]
+
+    @property
+    def verification(self) -> dict[str, Any] | None:
+        """How the artifact compares with ONNX Runtime; None when not verified."""
+        return self.manifest["verification"]  # type: ignore[no-any-return]
+
+
+def compile(  # noqa: A001 - the verb
+    model: str | Path,
+    output: str | Path | None = None,
+    *,
+    on_event: events.OnEvent = events.ignore,
+    **options: Any,
+) -> CompileReport:
+    """Compile an ONNX model to one verified artifact.
+
+    Args:
+        model: the `.onnx` file; its external data must lie beside it.
+        output: where the artifact goes (default: the model's name with `.mlc`, here).
+        on_event: called with progress (`mlc.events`), from this thread.
+        options: further fields of `mlc.options.CompileOptions`: `target` ("llvm"), `opt_level` (3),
+            `shapes` (("input:1,3,224,224",)), `records`, `verify` (True), `seed`, `cache`, `jobs`.
+
+    Raises:
+        ModelError, UnsupportedError: the model cannot be used.
+        TargetError: the target is unknown.
+        BuildError: a pass or the code generator failed or crashed.
+        MismatchError: the result differs from ONNX Runtime's; nothing was written.
+        UsageError: an option is wrong, or `output` cannot be written.
+    """
+    output = Path(output) if output is not None else default_output(Path(model))
+    asked = CompileOptions(model=str(model), output=str(output), **options)
+    return compile_with(asked, on_event)
+
+
+def compile_with(options: CompileOptions, on_event: events.OnEvent) -> CompileReport:
+    """Compile as the options say; `options.output` must be set."""
+    # Whatever happens to the child, its temporary files lie in a folder that goes with this call.
+    with tempfile.TemporaryDirectory(prefix="mlc-") as scratch:
+        answer = isolate.call("mlc.driver:compile_model", options, on_event, scratch=scratch)
+    return CompileReport(**{**answer, "path": Path(answer["path"])})
+
+
+def default_output(model: Path) -> Path:
+    """Return the artifact's name for a model: its stem with `.mlc`, in the current folder."""
+    return Path(model.name).with_suffix(".mlc")
+
+
+def open(path: str | Path, *, threads: int | None = None) -> Session:  # noqa: A001 - the verb
+    """Open an artifact for running; see `mlc.runtime.session.Session.run`.
+
+    Raises:
+        ArtifactError: it is damaged, of a newer format, or for another machine.
+    """
+    from mlc.runtime import session
+
+    return session.open(path, threads=threads)
+
+
+def verify(
+    artifact: str | Path,
+    model: str | Path,
+    *,
+    on_event: events.OnEvent = events.ignore,
+    **options: Any,
+) -> Verification:
+    """Compare an artifact with ONNX Runtime on the original model; see `Verification.passed`.
+
+    Raises:
+        ArtifactError: the artifact cannot be opened.
+        ModelError: the reference cannot load the model.
+    """
+    from mlc.runtime import verify as verification
+
+    asked = VerifyOptions(artifact=str(artifact), model=str(model), **options)
+    return verification.verify(asked, on_event)
+
+
+def bench(
+    artifact: str | Path, *, on_event: events.OnEvent = events.ignore, **options: Any
+) -> BenchResult:
+    """Time an artifact, by itself or interleaved with a peer; fields of `BenchOptions`.
+
+    Raises:
+        ArtifactError: the artifact cannot be opened.
+        UsageError: an unknown peer, or one that needs the model.
+    """
+    from mlc.runtime import bench as benching
+
+    return benching.bench(BenchOptions(artifact=str(artifact), **options), on_event)
+
+
+def inspect(
+    path: str | Path, *, on_event: events.OnEvent = events.ignore, **options: Any
+) -> dict[str, Any]:
+    """Return what a model or an artifact holds, as JSON data; fields of `InspectOptions`.
+
+    Raises:
+        ModelError, ArtifactError: the file cannot be used.
+    """
+    from mlc.artifact import is_artifact
+
+    if is_artifact(Path(path)):
+        from mlc.inspection import inspect_artifact
+
+        return inspect_artifact(Path(path))
+    asked = InspectOptions(path=str(path), **options)
+    answer: dict[str, Any] = isolate.call("mlc.inspection:inspect_model", asked, on_event)
+    return answer
+
+
+def export(
+    factory: str,
+    inputs: Sequence[str],
+    output: str | Path,
+    *,
+    on_event: events.OnEvent = events.ignore,
+    **options: Any,
+) -> ExportReport:
+    """Export a PyTorch module to ONNX (needs the torch extra); fields of `ExportOptions`.
+
+    Raises:
+        MissingToolError: torch is not installed.
+        ModelError: the exporter failed.
+    """
+    from mlc import torch_export
+
+    asked = ExportOptions(factory=factory, inputs=tuple(inputs), output=str(output), **options)
+    return torch_export.export(asked, on_event)
+
+
+def targets() -> list[Target]:
+    """Return the named targets."""
+    from mlc.target import all_targets
+
+    return all_targets()

@@ -1,0 +1,333 @@
+"""The artifact: one file that users ship.
+
+A plain zip, members stored, in this order: `manifest.json`, `library.so`, `graph.json`,
+`weights.bin` (each weight, and the member itself, at a multiple of 64 bytes in the file, so that it
+can be mapped). Equal inputs give equal bytes: fixed dates, modes and order. The manifest holds size
+and sha256 of the other members; nothing is loaded before they were compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import mmap
+import os
+import stat
+import struct
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlc.cpu import HostCpu, host_cpu
+from mlc.errors import ArtifactError, UsageError
+from mlc.options import MAX_MANIFEST_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+FORMAT = 1
+ALIGNMENT = 64
+MANIFEST, LIBRARY, GRAPH, WEIGHTS = "manifest.json", "library.so", "graph.json", "weights.bin"
+_MEMBERS = (MANIFEST, LIBRARY, GRAPH, WEIGHTS)
+_DATE = (1980, 1, 1, 0, 0, 0)
+_CHUNK = 8 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What goes into an artifact: the manifest without its members, and the members."""
+
+    manifest: dict[str, Any]
+    library: bytes = field(repr=False)
+    graph: bytes = field(repr=False)
+    weights: Sequence[tuple[int, np.ndarray[Any, Any]]] = field(repr=False)  # (storage, array)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """An opened and checked artifact: its manifest, and views of its members in mapped memory."""
+
+    path: Path
+    manifest: dict[str, Any]
+    members: dict[str, memoryview] = field(repr=False)
+
+    def weights(self) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+        """Yield each weight as (storage, flat uint8 array in mapped memory)."""
+        data = self.members[WEIGHTS]
+        for entry in self.manifest["weights"]:
+            start, size = entry["offset"], entry["nbytes"]
+            if not 0 <= start <= start + size <= len(data) or start % ALIGNMENT:
+                raise ArtifactError(f"{self.path}: a weight lies outside its member")
+            yield entry["storage"], np.frombuffer(data, np.uint8, size, start)
+
+
+def save(contents: Contents, path: Path) -> dict[str, Any]:
+    """Write the artifact whole or not at all; return its manifest.
+
+    Raises:
+        UsageError: the place cannot be written, or the disk is full.
+    """
+    table, digest, total = _weight_table(contents.weights)
+    members = {
+        LIBRARY: _facts(contents.library),
+        GRAPH: _facts(contents.graph),
+        WEIGHTS: {"sha256": digest, "size": total},
+    }
+    manifest = {"format": FORMAT, **contents.manifest, "weights": table, "members": members}
+    with _new_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        _add(archive, file, MANIFEST, encode(manifest))
+        _add(archive, file, LIBRARY, contents.library)
+        _add(archive, file, GRAPH, contents.graph)
+        with archive.open(_info(file, WEIGHTS), "w", force_zip64=True) as member:
+            for chunk in _weight_bytes(contents.weights):
+                member.write(chunk)
+    return manifest
+
+
+def rewrite_manifest(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """Replace entries of an artifact's manifest (the verification result, for one)."""
+    with contextlib.closing(_Mapped(path)) as mapped:
+        manifest = {**mapped.manifest(), **changes}
+        with _new_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            _add(archive, file, MANIFEST, encode(manifest))
+            for name in (LIBRARY, GRAPH):
+                _add(archive, file, name, mapped.member(name))
+            with archive.open(_info(file, WEIGHTS), "w", force_zip64=True) as member:
+                view = mapped.member(WEIGHTS)
+                for start in range(0, len(view), _CHUNK):
+                    member.write(view[start : start + _CHUNK])
+                view.release()
+    return manifest
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest of an artifact; nothing else is read.
+
+    Raises:
+        ArtifactError: no artifact, damaged, or of a newer format.
+    """
+    with contextlib.closing(_Mapped(path)) as mapped:
+        return mapped.manifest()
+
+
+def load(path: Path, cpu: HostCpu | None = None) -> Artifact:
+    """Return the artifact, checked: format, fit for this machine's CPU, size and hash of members.
+
+    Raises:
+        ArtifactError: a check failed; the message says which, and what to do.
+    """
+    mapped = _Mapped(path)
+    manifest = mapped.manifest()
+    _check_machine(path, manifest, cpu or host_cpu())
+    members = {}
+    for name in (LIBRARY, GRAPH, WEIGHTS):
+        view = mapped.member(name)
+        facts = manifest["members"][name]
+        if len(view) != facts["size"] or _sha256(view) != facts["sha256"]:
+            raise ArtifactError(
+                f"{path} was altered or damaged: {name} does not match its hash",
+                "copy it again, or compile it again; it was not loaded",
+            )
+        members[name] = view
+    return Artifact(path=path, manifest=manifest, members=members)
+
+
+def encode(manifest: dict[str, Any]) -> bytes:
+    """Return a manifest in the bytes that are stored."""
+    return json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _check_machine(path: Path, manifest: dict[str, Any], cpu: HostCpu) -> None:
+    target = manifest["target"]
+    arch = target["triple"].split("-")[0]
+    if arch != cpu.arch:
+        raise ArtifactError(
+            f"{path} is for {arch} ({target['name']}), and this machine is {cpu.arch}",
+            "compile it here: `mlc compile MODEL --target llvm`",
+        )
+    missing = sorted(set(target["features"]) - cpu.features)
+    if missing:
+        raise ArtifactError(
+            f"{path} is for {target['name']} and needs CPU features that this machine lacks: "
+            + ", ".join(missing),
+            "compile for this machine (`--target llvm`) or an older level (`--target x86-64-v2`)",
+        )
+
+
+class _Mapped:
+    """An artifact file mapped privately (copy on write), its zip directory checked."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise ArtifactError(f"{path} is not a file")
+                self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                file.seek(0)
+                self.entries = self._directory(file)
+        except FileNotFoundError:
+            raise ArtifactError(
+                f"no such artifact: {path}", "`mlc compile MODEL` writes one"
+            ) from None
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is empty"
+            raise ArtifactError(f"cannot read {path}: {reason}") from None
+
+    def close(self) -> None:
+        """Unmap the file, unless views of it are still in use."""
+        with contextlib.suppress(BufferError):
+            self.map.close()
+
+    def _directory(self, file: IO[bytes]) -> dict[str, zipfile.ZipInfo]:
+        try:
+            entries = zipfile.ZipFile(file).infolist()
+        except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError):
+            raise self._damaged("it is no mlc artifact, or was cut short") from None
+        if tuple(entry.filename for entry in entries) != _MEMBERS or any(
+            entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size
+            for entry in entries
+        ):
+            raise self._damaged("its members are not those of an artifact")
+        return {entry.filename: entry for entry in entries}
+
+    def member(self, name: str) -> memoryview:
+        """Return a member's bytes in the map."""
+        entry = self.entries[name]
+        header = self.map[entry.header_offset : entry.header_offset + 30]
+        if len(header) < 30 or header[:4] != b"PK\x03\x04":
+            raise self._damaged(f"the header of {name} is broken")
+        name_size, extra_size = struct.unpack("<HH", header[26:30])
+        start = entry.header_offset + 30 + name_size + extra_size
+        if start + entry.file_size > len(self.map):
+            raise self._damaged(f"{name} is cut short")
+        return memoryview(self.map)[start : start + entry.file_size]
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest, its form checked."""
+        if self.entries[MANIFEST].file_size > MAX_MANIFEST_BYTES:
+            raise self._damaged("its manifest is too large")
+        data = bytes(self.member(MANIFEST))
+        if zlib.crc32(data) != self.entries[MANIFEST].CRC:
+            raise self._damaged("its manifest was altered")
+        try:
+            manifest = json.loads(data)
+            version = int(manifest["format"])
+        except (ValueError, KeyError, TypeError):
+            raise self._damaged("its manifest cannot be read") from None
+        if version > FORMAT:
+            raise ArtifactError(
+                f"{self.path} has format {version}, and this mlc reads up to {FORMAT}",
+                "update mlc: `pip install --upgrade mlc-compiler`",
+            )
+        missing = {"signature", "target", "weights", "members", "versions"} - set(manifest)
+        if missing or set(manifest["members"]) != set(_MEMBERS[1:]):
+            raise self._damaged("its manifest is incomplete")
+        return dict(manifest)
+
+    def _damaged(self, why: str) -> ArtifactError:
+        return ArtifactError(
+            f"{self.path} cannot be used: {why}", "copy it again, or compile it again"
+        )
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `path` that takes its place when all went well."""
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise _unwritable(path, error) from None
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    hint = "free some space, or choose another place with `-o`"
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        hint = "choose a place that can be written with `-o`"
+    return UsageError(f"cannot write {path}: {error.strerror}", hint)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _info(file: IO[bytes], name: str) -> zipfile.ZipInfo:
+    """Return a member's header, padded so that its data begins at a multiple of 64 bytes."""
+    info = zipfile.ZipInfo(name, _DATE)
+    info.create_system = 3
+    info.external_attr = 0o644 << 16
+    zip64 = 20 if name == WEIGHTS else 0  # the extra field that force_zip64 adds
+    start = file.tell() + 30 + len(name) + zip64
+    padding = (-(start + 4)) % ALIGNMENT
+    # An extra field of its own: the id that Android's zipalign uses for the same purpose.
+    info.extra = struct.pack("<HH", 0xD935, padding) + b"\0" * padding
+    return info
+
+
+def _add(archive: zipfile.ZipFile, file: IO[bytes], name: str, data: bytes | memoryview) -> None:
+    archive.writestr(_info(file, name), bytes(data))
+
+
+def _weight_table(
+    weights: Sequence[tuple[int, np.ndarray[Any, Any]]],
+) -> tuple[list[dict[str, int]], str, int]:
+    table = []
+    digest = hashlib.sha256()
+    offset = 0
+    for chunk in _weight_bytes(weights):
+        digest.update(chunk)
+    for storage, array in weights:
+        table.append({"storage": storage, "offset": offset, "nbytes": array.nbytes})
+        offset += array.nbytes + (-array.nbytes) % ALIGNMENT
+    return table, digest.hexdigest(), offset
+
+
+def _weight_bytes(
+    weights: Sequence[tuple[int, np.ndarray[Any, Any]]],
+) -> Iterator[memoryview | bytes]:
+    for _, array in weights:
+        if array.size:
+            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        yield b"\0" * ((-array.nbytes) % ALIGNMENT)
+
+
+def _facts(data: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+
+
+def _sha256(view: memoryview) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(view), _CHUNK):
+        digest.update(view[start : start + _CHUNK])
+    return digest.hexdigest()
+
+
+def is_artifact(path: Path) -> bool:
+    """Return whether a file looks like an artifact (a zip), rather than a model."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    except OSError:
+        return False

@@ -1,0 +1,145 @@
+"""Model + Target + configs -> the contents of an artifact."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlc import __version__, tvm_env
+from mlc.artifact import Contents
+from mlc.codegen.graph import Plan, plan, to_json
+from mlc.codegen.kernels import Kernel, Namer, Settings, compile_all
+from mlc.codegen.link import link
+from mlc.cpu import CODEGEN_FEATURES
+from mlc.errors import TargetError
+from mlc.events import OnEvent, Stage
+
+if TYPE_CHECKING:
+    from mlc.cache import Cache
+    from mlc.model import Model
+    from mlc.target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """Compiled code in memory: the linked library, the plan that calls it, and its kernels."""
+
+    code: bytes = field(repr=False)
+    plan: Plan
+    kernels: tuple[Kernel, ...]
+
+
+def tvm_target(target: Target, level: int) -> Any:
+    """Return TVM's target object; LLVM optimises less at `-O0`.
+
+    Raises:
+        TargetError: TVM does not accept the target.
+    """
+    tvm = tvm_env.tvm()
+    text = target.tvm + (" -opt-level=0" if level == 0 else "")
+    try:
+        return tvm.target.Target(text)
+    except Exception as error:
+        raise TargetError(
+            f"TVM does not accept the target {text!r}: {tvm_env.reason(error)}",
+            "`mlc targets` lists those that work",
+        ) from error
+
+
+def required_features(target: Target, llvm_target: Any) -> tuple[str, ...]:
+    """Return the CPU features that code for a target may use, asking LLVM for unknown CPUs."""
+    if target.features:
+        return target.features
+    from tvm.target import codegen
+
+    known = codegen.llvm_get_cpu_features(llvm_target)
+    return tuple(sorted(CODEGEN_FEATURES & {str(name) for name in known}))
+
+
+def build(
+    model: Model, settings: Settings, cache: Cache, jobs: int | None, on_event: OnEvent
+) -> Library:
+    """Return the code of a fused model: graph planned, kernels compiled in parallel, linked.
+
+    Raises:
+        BuildError: a kernel cannot be compiled, or linking failed.
+        MissingToolError: there is no linker.
+    """
+    started = time.perf_counter()
+    namer = Namer(settings)
+    planned = plan(model.module["main"], namer)
+    used = [namer.jobs[symbol] for symbol in planned.kernels]
+    on_event(
+        Stage(
+            name="plan",
+            seconds=time.perf_counter() - started,
+            note=f"{sum(planned.calls.values())} calls of {len(used)} kernels, "
+            f"{planned.buffer_bytes / 1e6:.1f} MB of buffers",
+        )
+    )
+    started = time.perf_counter()
+    kernels = compile_all(used, settings, cache, jobs, on_event)
+    fresh = sum(not kernel.cached for kernel in kernels)
+    on_event(
+        Stage(
+            name="kernels",
+            seconds=time.perf_counter() - started,
+            note=f"{fresh} compiled, {len(kernels) - fresh} from the cache",
+        )
+    )
+    started = time.perf_counter()
+    code = _link(kernels)
+    on_event(
+        Stage(name="link", seconds=time.perf_counter() - started, note=f"{len(code) / 1e6:.1f} MB")
+    )
+    return Library(code=code, plan=planned, kernels=tuple(kernels))
+
+
+def _link(kernels: list[Kernel]) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="mlc-") as folder:
+        objects = []
+        for position, kernel in enumerate(sorted(kernels, key=lambda k: k.symbol)):
+            path = Path(folder) / f"{position}.o"
+            path.write_bytes(kernel.code)
+            objects.append(path)
+        output = Path(folder) / "library.so"
+        link(objects, output)
+        return output.read_bytes()
+
+
+def contents(
+    model: Model, library: Library, target: Target, features: tuple[str, ...], facts: dict[str, Any]
+) -> Contents:
+    """Return what the artifact holds; `facts` are further manifest entries."""
+    by_symbol = {kernel.symbol: kernel for kernel in library.kernels}
+    manifest = {
+        "mlc": __version__,
+        "versions": tvm_env.versions(),
+        "model": asdict(model.source),
+        "signature": asdict(model.signature),
+        "target": {
+            "name": target.name,
+            "tvm": target.tvm,
+            "triple": target.triple,
+            "features": list(features),
+        },
+        "kernels": {
+            symbol: {
+                "operators": list(by_symbol[symbol].operators),
+                "flops": by_symbol[symbol].flops,
+                "calls": calls,
+            }
+            for symbol, calls in library.plan.calls.items()
+        },
+        "buffer_bytes": library.plan.buffer_bytes,
+        **facts,
+    }
+    return Contents(
+        manifest=manifest,
+        library=library.code,
+        graph=to_json(library.plan.graph),
+        weights=[(weight.storage, weight.array) for weight in library.plan.weights],
+    )

@@ -1,0 +1,117 @@
+"""`mlc compile`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlc.options import OPT_LEVELS, CompileOptions
+
+DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "-t",
+    "--target",
+    default=DEFAULTS["target"],
+    show_default=True,
+    help="What to compile for: `llvm` is this machine, `mlc targets` lists the others; "
+    "a TVM target string works too.",
+)
+@click.option("-o", "--output", help="The artifact's path [default: the model's name with .mlc].")
+@click.option(
+    "-O",
+    "--opt-level",
+    type=click.IntRange(OPT_LEVELS[0], OPT_LEVELS[-1]),
+    default=DEFAULTS["opt_level"],
+    show_default=True,
+    help="0: every operator a kernel, 1: fusion, 2: and scale folding, 3: and layouts.",
+)
+@click.option(
+    "-s",
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME:1,3,224,224|DIM=1",
+    help="Fix an input's shape, or a named dimension wherever it occurs. Repeatable.",
+)
+@click.option("--records", help="Apply the tuning records in this AutoTVM log.")
+@click.option(
+    "--verify/--no-verify",
+    default=DEFAULTS["verify"],
+    show_default=True,
+    help="Compare with ONNX Runtime, and write nothing on a mismatch.",
+)
+@click.option(
+    "--seed", default=DEFAULTS["seed"], show_default=True, help="Seed of the inputs used to verify."
+)
+@click.option(
+    "--cache/--no-cache",
+    default=DEFAULTS["cache"],
+    show_default=True,
+    help="Keep and reuse compiled kernels (`mlc cache stats`).",
+)
+@click.option("-j", "--jobs", type=int, help="Processes that compile kernels [default: cores].")
+@click.option(
+    "--dump-ir",
+    metavar="DIR",
+    help="Write Relay around every pass, and TIR, LLVM IR and assembly of a kernel.",
+)
+@click.option("--kernel", help="The kernel that --dump-ir shows [default: the heaviest].")
+@click.option("-q", "--quiet", is_flag=True, help="Only warnings on stderr.")
+@click.option("--json", "json_mode", is_flag=True, help="Result and progress as JSON.")
+def compile(json_mode: bool, quiet: bool, **asked: Any) -> None:
+    """Compile an ONNX MODEL to one verified artifact.
+
+    \b
+      mlc compile resnet18.onnx
+      mlc compile bert.onnx --shape batch=1 --shape seq=128 --target x86-64-v3 -o bert.mlc
+      mlc compile model.onnx --json | jq .manifest.verification.passed
+    """  # fmt: skip
+    from mlc import api
+    from mlc.cli.render import reporter
+
+    options = CompileOptions(**asked)
+    if options.output is None:
+        options = replace(options, output=str(api.default_output(Path(options.model))))
+    report = api.compile_with(options, reporter(json_mode, quiet))
+    if json_mode:
+        click.echo(json.dumps({**asdict(report), "path": str(report.path)}))
+        return
+    _show(report)
+
+
+def _show(report: Any) -> None:
+    from mlc.cli.render import console, size
+
+    manifest = report.manifest
+    check = manifest["verification"]
+    tuning = manifest["tuning"]
+    calls = sum(kernel["calls"] for kernel in manifest["kernels"].values())
+    tuned = (
+        f"  tuning     {tuning['tuned_kernels']} of {tuning['tunable_kernels']} tunable kernels "
+        f"from records ({tuning['tuned_share_of_flops']:.0%} of their FLOPs), the rest by default"
+    )
+    lines = [
+        f"[bold]{report.path}[/bold]  {size(report.bytes)}, {manifest['target']['tvm']}",
+        f"  kernels    {len(manifest['kernels'])}, {calls} calls per run",
+        tuned,
+    ]
+    if check is None:
+        lines.append("  [yellow]verified   no (--no-verify)[/yellow]")
+    else:
+        worst = max(check["outputs"], key=lambda output: output["max_abs"])
+        lines.append(
+            f"  verified   against {check['reference']}: max abs {worst['max_abs']:.1e}, "
+            f"cosine {worst['cosine']:.7f}"
+        )
+    how = "from the cache" if report.from_cache else "compiled"
+    lines.append(f"  time       {report.seconds:.2f} s, {how}")
+    for line in lines:
+        console().print(line, soft_wrap=True)

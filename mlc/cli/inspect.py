@@ -1,0 +1,243 @@
+"""`mlc inspect`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlc.options import OPT_LEVELS, InspectOptions
+
+DEFAULTS = {field.name: field.default for field in fields(InspectOptions)}
+_SHOWN_KERNELS = 12
+
+
+@click.command()
+@click.argument("path", metavar="MODEL|ARTIFACT")
+@click.option("--passes", is_flag=True, help="What every pass did to operators and loops.")
+@click.option("--relay", is_flag=True, help="The fused graph as Relay text, without weights.")
+@click.option("--dump-ir", metavar="DIR", help="Write the IR around every pass, to assembly.")
+@click.option("--kernel", help="The kernel that --dump-ir shows [default: the heaviest].")
+@click.option("-t", "--target", default=DEFAULTS["target"], help="See `mlc targets`.")
+@click.option(
+    "-O",
+    "--opt-level",
+    type=click.IntRange(OPT_LEVELS[0], OPT_LEVELS[-1]),
+    default=DEFAULTS["opt_level"],
+    show_default=True,
+    help="The level whose passes run; compare 0 with 3.",
+)
+@click.option(
+    "-s",
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME:1,3,224,224|DIM=1",
+    help="Fix an input's shape, or a named dimension wherever it occurs. Repeatable.",
+)
+@click.option("--json", "json_mode", is_flag=True, help="Result and progress as JSON.")
+def inspect(path: str, json_mode: bool, **asked: Any) -> None:
+    """Show what a MODEL (ONNX) or an ARTIFACT holds, and what each pass makes of a model.
+
+    \b
+      mlc inspect resnet18.onnx
+      mlc inspect resnet18.onnx --passes
+      mlc inspect resnet18.onnx --dump-ir ir --kernel conv2d_add_add_relu_7524
+      mlc inspect resnet18.mlc
+    """
+    from mlc import api
+    from mlc.artifact import is_artifact
+    from mlc.cli.render import reporter
+    from mlc.errors import UsageError
+
+    if is_artifact(Path(path)):
+        given = _given(set(asked))
+        if given:
+            raise UsageError(
+                f"{', '.join(given)} cannot be used with an artifact: it is compiled already",
+                "give the ONNX model instead",
+            )
+    found = api.inspect(path, on_event=reporter(json_mode), **asked)
+    if json_mode:
+        click.echo(json.dumps(found))
+    elif found["kind"] == "artifact":
+        _show_artifact(found)
+    else:
+        _show_model(found)
+
+
+def _given(names: set[str]) -> list[str]:
+    """Return those of the options with these parameter names that the user wrote."""
+    context = click.get_current_context()
+    written = click.core.ParameterSource.COMMANDLINE
+    return [
+        max(option.opts, key=len)
+        for option in context.command.params
+        if option.name in names and context.get_parameter_source(option.name) is written
+    ]
+
+
+def _show_model(found: dict[str, Any]) -> None:
+    from mlc.cli.render import size
+    from mlc.errors import printable
+
+    counts = found["parameters"]
+    operators = ", ".join(f"{name} {count}" for name, count in found["operators"].items())
+    lines = {
+        "format": f"ONNX opset {found['opset']}, {size(found['bytes'])}",
+        "written by": found["producer"],
+        "inputs": "\n".join(map(_tensor, found["inputs"])),
+        "outputs": "\n".join(map(_tensor, found["outputs"])),
+        "parameters": f"{counts['elements']:,} in {counts['tensors']} tensors, "
+        f"{size(counts['bytes'])}",
+        "nodes": f"{found['nodes']}: {operators}",
+        "unsupported": "\n".join(map(_unsupported, found["unsupported"])),
+        f"at -O{found['opt_level']}": _work(found),
+        "target": found["target"],
+    }
+    _show_facts(found["path"], lines)
+    _show_kernels(found)
+    if found["passes"] is not None:
+        _show_passes(found)
+    if found["relay"] is not None:
+        click.echo(printable(found["relay"], limit=len(found["relay"])))
+    if found["dump"] is not None:
+        click.echo(f"IR written to {printable(found['dump']['directory'])}: see index.txt there")
+
+
+def _show_artifact(found: dict[str, Any]) -> None:
+    from mlc.cli.render import size
+
+    model, check, tuning = found["model"], found["verification"], found["tuning"] or {}
+    weights = found["parameters"]
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    lines = {
+        "format": f"mlc artifact {found['format']}, {size(found['bytes'])}",
+        "written by": f"mlc {found['mlc']}, {versions}",
+        "model": f"{model.get('path')}, sha256 {str(model.get('sha256'))[:16]}",
+        "inputs": "\n".join(map(_tensor, found["inputs"])),
+        "outputs": "\n".join(map(_tensor, found["outputs"])),
+        "target": found["target"]["tvm"],
+        "needs": ", ".join(found["target"]["features"]),
+        "weights": f"{weights['tensors']} tensors, {size(weights['bytes'])}",
+        "buffers": size(found["buffer_bytes"] or 0),
+        f"at -O{found['opt_level']}": _work(found),
+        "passes": ", ".join(found["passes"]),
+        "tuned": f"{tuning.get('tuned_kernels', 0)} of {tuning.get('tunable_kernels', 0)} "
+        "tunable kernels",
+        "verified": f"{'passed' if check.get('passed') else 'FAILED'} against "
+        f"{check.get('reference')}"
+        if check
+        else "no",
+    }
+    _show_facts(found["path"], lines)
+    _show_kernels(found)
+
+
+def _work(found: dict[str, Any]) -> str:
+    if found.get("incomplete"):
+        return f"not known: {found['incomplete']}"
+    calls = sum(kernel["calls"] for kernel in found["kernels"])
+    return f"{_flops(found['flops'])} per run, {calls} calls of {len(found['kernels'])} kernels"
+
+
+def _show_kernels(found: dict[str, Any]) -> None:
+    rows = []
+    for kernel in found["kernels"][:_SHOWN_KERNELS]:
+        work = kernel["calls"] * kernel["flops"]
+        share = f"{work / found['flops']:.1%}" if work else ""
+        operators = " ".join(name.removeprefix("nn.") for name in kernel["operators"])
+        rows.append([f"{kernel['calls']}x", _flops(work), share, kernel["symbol"], operators])
+    if rows:
+        _show_table("kernels, the heaviest first", "-calls -work -share kernel operators", rows)
+    left = len(found["kernels"]) - len(rows)
+    if left:
+        click.echo(f"and {left} more (--json lists all)")
+
+
+def _show_passes(found: dict[str, Any]) -> None:
+    graph, loops = [], []
+    for row in found["passes"]:
+        time = "" if row["seconds"] is None else f"{row['seconds'] * 1e3:.1f}"
+        what = str(row["what"]) if row["ran"] else f"not run: {row['what']}"
+        if row["stage"] == "relay":
+            before, after = row["operators_before"], row["operators_after"]
+            counts = f"{before} -> {after}" if before != after else str(after or "")
+            graph.append([row["name"], time, counts, what])
+        else:
+            loops.append([row["name"], row["stage"], time, what])
+    title = f"graph passes at -O{found['opt_level']}"
+    _show_table(title, "pass -ms -operators what", graph)
+    title = f"loops of {len(found['kernels'])} kernels: schedules mark them, TIR passes write them"
+    _show_table(title, "pass stage -ms what", loops)
+    end = found["loops"]["lowered"]
+    click.echo(
+        f"in the end: {end['vector_loads']} vector loads and {end['vector_stores']} vector stores "
+        f"of up to {found['loops']['widest_vector_lanes']} lanes,\n"
+        f"{end['parallel']} parallel and {end['serial']} serial loops"
+    )
+
+
+def _unsupported(entry: dict[str, Any]) -> str:
+    name = f"{entry['domain'] or 'ai.onnx'}::{entry['operator']}"
+    return f"{name} (opset {entry['opset']}), {entry['count']}x: {entry['advice']}"
+
+
+def _tensor(spec: dict[str, Any]) -> str:
+    dims = "any shape" if spec["shape"] is None else ", ".join(
+        "?" if dim is None else str(dim) for dim in spec["shape"]
+    )  # fmt: skip
+    return f"{spec['name']} {spec['dtype']}[{dims}]"
+
+
+def _flops(count: float) -> str:
+    for unit in ("FLOP", "kFLOP", "MFLOP"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "FLOP" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GFLOP"
+
+
+def _show_facts(title: str, lines: dict[str, str | None]) -> None:
+    """Print names and values as two columns; what has no value is left out."""
+    from rich.table import Table
+
+    from mlc.cli.render import console
+
+    table = Table(box=None, show_header=False, title_justify="left", title=_safe(title))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, value in lines.items():
+        if value:
+            table.add_row(name, _safe(value))
+    console().print(table)
+
+
+def _show_table(title: str, columns: str, rows: list[list[str]]) -> None:
+    """Print rows of untrusted text; a column's name begins with `-` when it holds numbers."""
+    from rich import box
+    from rich.table import Table
+
+    from mlc.cli.render import console
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns.split():
+        number = name.startswith("-")
+        table.add_column(
+            name.removeprefix("-"), justify="right" if number else "left", overflow="fold",
+            no_wrap=number or name in ("pass", "stage"),
+        )  # fmt: skip
+    for cells in rows:
+        table.add_row(*map(_safe, cells))
+    console().print(table)
+
+
+def _safe(text: str) -> str:
+    from rich.markup import escape
+
+    from mlc.errors import printable
+
+    return escape(printable(text))

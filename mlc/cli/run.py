@@ -1,0 +1,79 @@
+"""`mlc run`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlc.options import RunOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DEFAULTS = {field.name: field.default for field in fields(RunOptions)}
+
+
+@click.command()
+@click.argument("artifact")
+@click.option(
+    "-i",
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="FILE|NAME=FILE",
+    help="x.npy, name=x.npy or inputs.npz (arrays by input name). Repeatable.",
+)
+@click.option("--random", is_flag=True, help="Fill inputs that no file gives with random values.")
+@click.option("--seed", default=DEFAULTS["seed"], show_default=True, help="Seed of --random.")
+@click.option("-o", "--output", help="Write the outputs to this .npz file.")
+@click.option("--threads", type=click.IntRange(1), help="Size of the thread pool.")
+@click.option("--allow-nan", is_flag=True, help="Accept NaN and infinity in inputs.")
+@click.option("--json", "json_mode", is_flag=True, help="Summary as JSON.")
+def run(json_mode: bool, **asked: Any) -> None:
+    """Run an ARTIFACT once, and save its outputs or show a summary of them.
+
+    \b
+      mlc run resnet18.mlc --input image.npy
+      mlc run bert.mlc -i ids=ids.npy -i mask=mask.npy -o out.npz
+      mlc run model.mlc --random
+    """  # fmt: skip
+    from mlc.runtime.run import run as run_artifact
+
+    options = RunOptions(**asked)
+    outputs = run_artifact(options, _say)
+    summary = [_summary(name, array) for name, array in outputs.items()]
+    if json_mode:
+        click.echo(json.dumps({"outputs": summary, "saved": options.output}))
+        return
+    for entry in summary:
+        shape = ", ".join(map(str, entry["shape"]))
+        click.echo(f"{entry['name']}  {entry['dtype']}[{shape}]  {entry['text']}")
+    if options.output:
+        click.echo(f"saved to {Path(options.output)}")
+
+
+def _say(event: Any) -> None:
+    from mlc.cli.render import reporter
+
+    reporter(json_mode=False)(event)
+
+
+def _summary(name: str, array: np.ndarray[Any, Any]) -> dict[str, Any]:
+    from mlc.errors import printable
+
+    entry: dict[str, Any] = {
+        "name": printable(name),
+        "dtype": array.dtype.name,
+        "shape": list(array.shape),
+    }
+    if array.size == 0 or array.dtype.kind not in "fiu":
+        return {**entry, "text": f"{array.size} values"}
+    finite = float(array.min()), float(array.max()), float(array.mean(dtype="float64"))
+    top = [int(k) for k in array.reshape(-1).argsort()[::-1][:5]]
+    text = f"min {finite[0]:.5g}, max {finite[1]:.5g}, mean {finite[2]:.5g}, largest at {top}"
+    return {**entry, "min": finite[0], "max": finite[1], "mean": finite[2], "largest": top,
+            "text": text}  # fmt: skip

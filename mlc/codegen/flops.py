@@ -1,0 +1,55 @@
+"""Floating-point operations of a kernel, for GFLOP/s in profiles."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def count(function: Any) -> int:
+    """Return the arithmetic operations of one call of a primitive function.
+
+    A multiply-add counts as two; an element-wise operator as one per output element.
+    """
+    from tvm import ir, relay
+
+    calls: list[Any] = []
+
+    def visit(node: Any) -> None:
+        if isinstance(node, relay.Call) and isinstance(node.op, ir.Op):
+            calls.append(node)
+
+    relay.analysis.post_order_visit(function.body, visit)
+    return sum(_of_call(call) for call in calls)
+
+
+def _of_call(call: Any) -> int:
+    name = call.op.name
+    elements = sum(math.prod(_shape(kind)) for kind in _types(call.checked_type))
+    if name in _FREE:
+        return 0
+    if "conv" in name and "transpose" not in name and len(call.args) > 1:
+        weight = _shape(call.args[1].checked_type)
+        channels = _shape(call.checked_type)
+        outputs = channels[1] * (channels[4] if len(channels) == 5 else 1)
+        if name.startswith("nn.conv") and "NHWC" in str(getattr(call.attrs, "data_layout", "")):
+            outputs = channels[-1]
+        return 2 * elements * max(1, math.prod(weight) // max(1, outputs))
+    if "dense" in name or "matmul" in name:
+        reduced = _shape(call.args[0].checked_type)[-1]
+        return 2 * elements * reduced
+    return elements
+
+
+_FREE = frozenset(
+    {"reshape", "transpose", "layout_transform", "squeeze", "expand_dims", "concatenate", "copy",
+     "strided_slice", "split", "take", "cast", "broadcast_to", "nn.batch_flatten", "nn.pad"}
+)  # fmt: skip
+
+
+def _shape(kind: Any) -> list[int]:
+    return [int(size) for size in kind.shape]
+
+
+def _types(kind: Any) -> list[Any]:
+    return list(kind.fields) if hasattr(kind, "fields") else [kind]

@@ -1,0 +1,235 @@
+"""ONNX nodes to Relay, one node at a time.
+
+TVM's own importer infers types over the whole graph built so far for every node, which takes time
+in the square of the node count. Here each node is converted over fresh variables that carry the
+types of its inputs, so its converter sees a small expression only; afterwards the variables are
+replaced by what was built before. The result is the same, in linear time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from mlc import tvm_env
+from mlc.errors import MlcError, ModelError
+from mlc.frontend.operators import DTYPES, MICROSOFT, OWN, stock_table
+from mlc.frontend.support import require_supported
+from mlc.model import Model, Signature, Source, TensorSpec
+from mlc.passes.fold import fold_local
+
+if TYPE_CHECKING:
+    from mlc.frontend.onnx_file import OnnxFile
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A value of the graph: `expr` in full, `stub` a typed variable (or the same constant)."""
+
+    expr: Any
+    stub: Any
+
+
+def convert(file: OnnxFile) -> Model:
+    """Return the model of a file whose shapes are fixed.
+
+    Raises:
+        UnsupportedError: operators without a conversion, all of them listed.
+        ModelError: a node cannot be converted (named, with the reason).
+    """
+    tvm_env.tvm()
+    require_supported(file.proto)
+    return _Converter(file).model()
+
+
+class _Converter:
+    def __init__(self, file: OnnxFile):
+        self.file = file
+        self.graph = file.proto.graph
+        self.opset = file.opset
+        self.stock = stock_table(file.opset)
+        _fold_with_numpy()
+        self.values: dict[str, _Value] = {}
+        self.inputs: list[TensorSpec] = []
+        self.variables: list[Any] = []
+
+    def model(self) -> Model:
+        from tvm import IRModule, relay
+
+        self._add_inputs()
+        self._add_constants()
+        for position, node in enumerate(self.graph.node):
+            try:
+                self._add_node(node)
+            except MlcError as error:
+                raise _located(self._label(node, position), error.message) from error
+            except Exception as error:
+                raise _located(self._label(node, position), tvm_env.reason(error)) from error
+        results = [self._output(info.name) for info in self.graph.output]
+        body = results[0] if len(results) == 1 else relay.Tuple(results)
+        module = IRModule.from_expr(relay.Function(self.variables, body))
+        module = relay.transform.InferType()(module)
+        outputs = self._outputs(module["main"].ret_type)
+        source = Source(
+            path=self.file.path.name,
+            sha256=self.file.sha256,
+            opset=self.opset,
+            size=self.file.size,
+            nodes=len(self.graph.node),
+        )
+        signature = Signature(inputs=tuple(self.inputs), outputs=outputs)
+        return Model(module=module, signature=signature, source=source)
+
+    def _add_inputs(self) -> None:
+        from tvm import relay
+
+        for info in self.graph.input:
+            if info.name in self.file.weights:
+                continue
+            tensor = info.type.tensor_type
+            shape = tuple(dim.dim_value for dim in tensor.shape.dim)
+            spec = TensorSpec(name=info.name, shape=shape, dtype=_dtype(tensor.elem_type))
+            variable = relay.var(f"input{len(self.inputs)}", shape=shape, dtype=spec.dtype)
+            self.inputs.append(spec)
+            self.variables.append(variable)
+            self.values[info.name] = _Value(variable, variable)
+
+    def _add_constants(self) -> None:
+        for name, array in self.file.weights.items():
+            self._add_constant(name, array)
+        # The weights now live in TVM's memory; the arrays (and the file's map) can go.
+        self.file.weights.clear()
+        for tensor in self.graph.initializer:
+            self._add_constant(tensor.name, onnx.numpy_helper.to_array(tensor))
+
+    def _add_constant(self, name: str, array: np.ndarray[Any, Any]) -> None:
+        from tvm import nd, relay
+
+        if array.dtype.name not in DTYPES:
+            raise ModelError(f"tensor {name!r} has the element type {array.dtype.name}")
+        constant = relay.Constant(nd.array(np.ascontiguousarray(array).reshape(array.shape)))
+        self.values[name] = _Value(constant, constant)
+
+    def _add_node(self, node: Any) -> None:
+        from tvm import relay
+
+        inputs = [self.values[name] if name else None for name in node.input]
+        local = fold_local(self._convert(node, [v.stub if v else None for v in inputs]))
+        names = [name for name in node.output if name]
+        many = isinstance(local, relay.Tuple) or len(names) > 1
+        typed = relay.transform.InferType()(_module(local))["main"].body.checked_type
+        used = {v.stub: v.expr for v in inputs if v and not isinstance(v.stub, relay.Constant)}
+        full = relay.bind(local, used)
+        for position, name in enumerate(node.output):
+            if not name:
+                continue
+            part = typed.fields[position] if many else typed
+            expr = _field(full, position) if many else full
+            if isinstance(expr, relay.Constant):
+                self.values[name] = _Value(expr, expr)
+            else:
+                self.values[name] = _Value(expr, relay.var("x", part))
+
+    def _convert(self, node: Any, inputs: list[Any]) -> Any:
+        """Return one expression, or a relay.Tuple when the converter has several outputs."""
+        from tvm.relay.expr import TupleWrapper
+        from tvm.relay.frontend.onnx import GraphProto, onnx_input
+
+        if node.op_type == "Constant":
+            return self._constant_node(node)
+        attributes = GraphProto({}, {})._parse_attr(node.attribute)
+        attributes["outputs"] = len(node.output)
+        own = OWN.get(node.op_type)
+        if own is not None and not (node.domain == "com.microsoft" and node.op_type in MICROSOFT):
+            return own(inputs, attributes)
+        del attributes["outputs"]
+        attributes["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
+        graph = GraphProto({}, {}, freeze_params=True)
+        graph.opset = self.opset
+        with graph:
+            local = self.stock[node.op_type](onnx_input(inputs), attributes, {})
+        return local.astuple() if isinstance(local, TupleWrapper) else local
+
+    def _constant_node(self, node: Any) -> Any:
+        from tvm import nd, relay
+
+        attribute = node.attribute[0]
+        if attribute.name == "value":
+            array = onnx.numpy_helper.to_array(attribute.t)
+        elif attribute.name in ("value_float", "value_floats"):
+            array = np.array(onnx.helper.get_attribute_value(attribute), np.float32)
+        elif attribute.name in ("value_int", "value_ints"):
+            array = np.array(onnx.helper.get_attribute_value(attribute), np.int64)
+        else:
+            raise ModelError(f"a constant of the form {attribute.name!r} is not supported")
+        return relay.Constant(nd.array(array))
+
+    def _output(self, name: str) -> Any:
+        if name not in self.values:
+            raise ModelError(f"output {name!r} is computed by no node")
+        return self.values[name].expr
+
+    def _outputs(self, kind: Any) -> tuple[TensorSpec, ...]:
+        kinds = list(kind.fields) if hasattr(kind, "fields") else [kind]
+        specs = []
+        for info, tensor in zip(self.graph.output, kinds, strict=True):
+            try:
+                shape = tuple(int(size) for size in tensor.shape)
+            except TypeError:
+                raise ModelError(
+                    f"the shape of output {info.name!r} depends on the input's values",
+                    "models with such outputs need dynamic shapes, which are not supported yet",
+                ) from None
+            specs.append(TensorSpec(name=info.name, shape=shape, dtype=str(tensor.dtype)))
+        return tuple(specs)
+
+    def _label(self, node: Any, position: int) -> str:
+        domain = node.domain or "ai.onnx"
+        return f"node {node.name or f'#{position}'!r} ({domain}::{node.op_type}-{self.opset})"
+
+
+def _fold_with_numpy() -> None:
+    """Let TVM's converters fold constants with numpy (see `passes.fold` for why)."""
+    from tvm.relay.frontend import common
+    from tvm.relay.frontend import onnx as frontend
+
+    common.fold_constant = frontend.fold_constant = _fold
+
+
+def _fold(expr: Any, mod: Any = None) -> Any:
+    del mod
+    return fold_local(expr)
+
+
+def _located(where: str, why: str) -> ModelError:
+    return ModelError(
+        f"{where} cannot be converted: {why}",
+        "check the shapes given with --shape; `mlc inspect` shows inputs and operators",
+    )
+
+
+def _module(expr: Any) -> Any:
+    from tvm import IRModule
+
+    return IRModule.from_expr(expr)
+
+
+def _field(expr: Any, position: int) -> Any:
+    from tvm import relay
+
+    if isinstance(expr, relay.Tuple):
+        return expr.fields[position]
+    return relay.TupleGetItem(expr, position)
+
+
+def _dtype(elem_type: int) -> str:
+    try:
+        name = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type)).name)
+    except (KeyError, ValueError):
+        name = f"type {elem_type}"
+    if name not in DTYPES:
+        raise ModelError(f"an input has the element type {name}, which is not supported")
+    return name

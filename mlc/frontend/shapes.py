@@ -1,0 +1,173 @@
+"""Give every input a fixed shape: what the user asked for, else 1 for batch-like dimensions.
+
+The graph executor needs fixed shapes. `--shape` takes two forms: `input:1,3,224,224` sets a whole
+input, `batch=4` sets a named dimension wherever it occurs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from mlc.errors import ModelError, UsageError, did_you_mean
+from mlc.events import Notice, OnEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mlc.frontend.onnx_file import OnnxFile
+
+_BATCH = re.compile(r"(^|[_.])(batch(_?size)?|bs|n|b)($|[_.\d])|^(unk__\d+|s0|\?)$", re.IGNORECASE)
+_EXAMPLES = (  # what a pasted suggestion says, by what the dimension's name reminds of
+    (re.compile(r"height|width|^[hw]$|image|size", re.IGNORECASE), 224),
+    (re.compile(r"seq|length|len|tokens?|^[ts]$", re.IGNORECASE), 128),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeRequest:
+    """The user's `--shape` options: whole inputs by name, single dimensions by name."""
+
+    inputs: dict[str, tuple[int, ...]]
+    dims: dict[str, int]
+
+
+def parse(options: Sequence[str]) -> ShapeRequest:
+    """Return what the `--shape` options ask for.
+
+    Raises:
+        UsageError: an option has neither form, or a size below 1.
+    """
+    inputs: dict[str, tuple[int, ...]] = {}
+    dims: dict[str, int] = {}
+    for option in options:
+        name, colon, sizes = option.rpartition(":")
+        dim, equals, size = option.rpartition("=")
+        if colon and re.fullmatch(r"(\d+(,\d+)*)?", sizes.replace(" ", "")):
+            inputs[name] = tuple(int(size) for size in sizes.split(",") if size.strip())
+        elif equals and size.strip().isdecimal():
+            dims[dim.strip()] = int(size)
+        else:
+            raise UsageError(
+                f"--shape {option!r} is not understood",
+                "write `--shape input:1,3,224,224` (a whole input) or `--shape batch=1` (a "
+                "named dimension)",
+            )
+    if any(size < 1 for shape in inputs.values() for size in shape) or any(
+        size < 1 for size in dims.values()
+    ):
+        raise UsageError("--shape needs sizes of at least 1")
+    return ShapeRequest(inputs=inputs, dims=dims)
+
+
+def fix(file: OnnxFile, request: ShapeRequest, on_event: OnEvent) -> OnnxFile:
+    """Return the file with every dimension of every input fixed, and stale shapes removed.
+
+    Raises:
+        UsageError: `request` names an input or dimension that the model does not have.
+        ModelError: a dimension cannot be guessed (the hint holds the option to paste), or a
+            requested shape contradicts the model.
+    """
+    proto = onnx.ModelProto()
+    proto.CopyFrom(file.proto)
+    inputs = {i.name: i for i in proto.graph.input if i.name not in file.weights}
+    _check_names(request, inputs)
+    unknown: list[str] = []
+    for name, info in inputs.items():
+        kind = info.type.WhichOneof("value")
+        if kind != "tensor_type":
+            raise ModelError(
+                f"input {name!r} is a {kind or 'value without a type'}, only tensors are supported"
+            )
+        if name in request.inputs:
+            _set_shape(info, request.inputs[name])
+        elif not info.type.tensor_type.HasField("shape"):
+            unknown.append(f"--shape '{name}:1,3,224,224'")
+        else:
+            unknown += _fix_dims(info, request.dims, on_event)
+    if unknown:
+        raise ModelError(
+            "the model leaves sizes open that cannot be guessed",
+            "say what they are, for example: " + " ".join(dict.fromkeys(unknown)),
+        )
+    _forget_inner_shapes(proto)
+    return replace(file, proto=proto)
+
+
+def _check_names(request: ShapeRequest, inputs: dict[str, Any]) -> None:
+    for name in request.inputs:
+        if name not in inputs:
+            raise UsageError(f"the model has no input {name!r}", did_you_mean(name, inputs))
+    dims = {
+        dim.dim_param
+        for info in inputs.values()
+        for dim in info.type.tensor_type.shape.dim
+        if dim.dim_param
+    }
+    for name in request.dims:
+        if name not in dims:
+            raise UsageError(
+                f"the model's inputs have no dimension named {name!r}", did_you_mean(name, dims)
+            )
+
+
+def _set_shape(info: Any, shape: tuple[int, ...]) -> None:
+    tensor = info.type.tensor_type
+    old = tensor.shape.dim if tensor.HasField("shape") else None
+    declared = [d.dim_value if d.HasField("dim_value") else None for d in old or ()]
+    clash = old is not None and (
+        len(declared) != len(shape)
+        or any(d not in (None, size) for d, size in zip(declared, shape, strict=True))
+    )
+    if clash:
+        shown = ",".join("?" if d is None else str(d) for d in declared)
+        raise ModelError(
+            f"--shape gives input {info.name!r} the shape {','.join(map(str, shape))}, "
+            f"but the model declares {shown}",
+            "only open dimensions (?) can be chosen",
+        )
+    del tensor.shape.dim[:]
+    for size in shape:
+        tensor.shape.dim.add().dim_value = size
+
+
+def _fix_dims(info: Any, sizes: dict[str, int], on_event: OnEvent) -> list[str]:
+    """Fix the open dimensions of one input; return an option for each that stays open."""
+    unknown = []
+    for position, dim in enumerate(info.type.tensor_type.shape.dim):
+        if dim.HasField("dim_value") and dim.dim_value > 0:
+            continue
+        label = dim.dim_param or f"dimension {position}"
+        if dim.dim_param in sizes:
+            dim.dim_value = sizes[dim.dim_param]
+        elif _BATCH.search(dim.dim_param) or (position == 0 and not _example(dim.dim_param)):
+            dim.dim_value = 1
+            on_event(Notice(text=f"input {info.name!r}: {label} is set to 1 (batch-like)"))
+        else:
+            unknown.append(_suggestion(info, dim.dim_param))
+    return unknown
+
+
+def _example(name: str) -> int | None:
+    return next((size for pattern, size in _EXAMPLES if pattern.search(name)), None)
+
+
+def _suggestion(info: Any, dim_param: str) -> str:
+    if dim_param:
+        return f"--shape '{dim_param}={_example(dim_param) or 16}'"
+    sizes = [d.dim_value or (1 if k == 0 else 16) for k, d in enumerate(_dims(info))]
+    return f"--shape '{info.name}:{','.join(map(str, sizes))}'"
+
+
+_dims: Callable[[Any], Sequence[Any]] = lambda info: info.type.tensor_type.shape.dim  # noqa: E731
+
+
+def _forget_inner_shapes(proto: Any) -> None:
+    """Drop declared shapes of intermediate values and outputs: they name the old dimensions."""
+    del proto.graph.value_info[:]
+    for info in proto.graph.output:
+        if info.type.WhichOneof("value") == "tensor_type":
+            info.type.tensor_type.ClearField("shape")

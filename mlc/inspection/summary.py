@@ -1,0 +1,229 @@
+"""`mlc inspect MODEL`, inside the isolated process: the file, its kernels, and what passes did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlc import target, tvm_env
+from mlc.errors import BuildError, ModelError, UsageError
+from mlc.events import OnEvent, Progress
+from mlc.inspection.dump import PassDump, dump_kernel
+from mlc.inspection.graph import GraphRows
+from mlc.inspection.loop_rows import loop_counts, loop_rows, loop_totals
+from mlc.inspection.loops import Lowering, observe
+from mlc.options import OPT_LEVELS, InspectOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def inspect_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
+    """Inspect as `InspectOptions(**fields)` says; return JSON data.
+
+    About the file: `path`, `bytes`, `sha256`, `opset`, `opsets`, `producer`, `inputs` and `outputs`
+    (dimensions as the file has them: a number, a name, or null), `nodes`, `operators` (ONNX, with
+    counts), `parameters` (tensors, elements, bytes), `unsupported`. About what is compiled, after
+    the passes of the level: `flops` and `calls` (of kernels) per run, `kernels` (FLOPs per call).
+    Where the model cannot be compiled, these are null or empty and `incomplete` says why. `passes`
+    with `loops`, `relay` and `dump` are null unless asked for.
+
+    Runs in a process of its own (see `isolate`).
+
+    Raises:
+        ModelError: the file cannot be read; or, where IR is asked for, cannot be compiled.
+        UsageError: an option is wrong.
+        TargetError: the target is unknown.
+        BuildError: a pass or the code generator failed, where IR is asked for.
+    """
+    from mlc.driver import timed
+    from mlc.frontend import onnx_file
+
+    options = InspectOptions(**{**fields, "shapes": tuple(fields["shapes"])})
+    _check(options)
+    chosen = target.resolve(options.target)
+    file = timed("read", on_event, lambda: onnx_file.read(Path(options.path)))
+    timed("load TVM", on_event, tvm_env.tvm)
+    answer: dict[str, Any] = {
+        **_facts(file),
+        "path": options.path,
+        "target": chosen.tvm,
+        "opt_level": options.opt_level,
+        **dict.fromkeys(("flops", "calls", "passes", "loops", "relay", "dump", "incomplete")),
+        "kernels": [],
+    }
+    try:
+        answer.update(_compiled(options, chosen, file, on_event))
+    except (ModelError, BuildError) as error:
+        if options.passes or options.relay or options.dump_ir is not None:
+            raise
+        first = error.message.splitlines()[0].rstrip(":")
+        answer["incomplete"] = first + (f" ({error.hint})" if error.hint else "")
+    return answer
+
+
+def _check(options: InspectOptions) -> None:
+    if options.opt_level not in OPT_LEVELS:
+        raise UsageError(f"there is no level -O{options.opt_level}", "use -O0, -O1, -O2 or -O3")
+    if options.kernel is not None and options.dump_ir is None:
+        raise UsageError("--kernel chooses what --dump-ir writes", "add `--dump-ir DIR`")
+
+
+def _compiled(
+    options: InspectOptions, chosen: target.Target, file: Any, on_event: OnEvent
+) -> dict[str, Any]:
+    """Return the answer's entries that need the model fused."""
+    from mlc import build
+    from mlc.codegen.graph import plan
+    from mlc.codegen.kernels import Namer, Settings
+    from mlc.driver import load, timed
+    from mlc.passes.run import optimize
+    from mlc.tune.records import BestConfigs, dispatch_context
+
+    directory = Path(options.dump_ir) if options.dump_ir is not None else None
+    dump = PassDump(directory) if directory is not None else None
+    graph = GraphRows(options.opt_level)
+    model, _ = load(file, options.shapes, on_event)
+    llvm = build.tvm_target(chosen, options.opt_level)
+    dispatch = dispatch_context(BestConfigs())
+    settings = Settings(target=llvm, level=options.opt_level, dispatch=dispatch)
+    observers: list[Callable[[Any], None]] = [dump] if dump else []
+    observers += [graph] if options.passes else []
+
+    def watch(run: Any) -> None:
+        for observer in observers:
+            observer(run)
+
+    with dispatch:
+        fused = timed("passes", on_event, lambda: optimize(model, llvm, options.opt_level, watch))
+    planned = timed("plan", on_event, lambda: plan(fused.module["main"], Namer(settings)))
+    kernels = _kernels(planned)
+    found: dict[str, Any] = {
+        "unsupported": [],  # what the file lists was folded away, or this had failed
+        "kernels": kernels,
+        "calls": sum(planned.calls.values()),
+        "flops": sum(kernel["flops"] * kernel["calls"] for kernel in kernels),
+    }
+    if options.passes:
+        total = _lower_all(planned, settings, kernels, on_event)
+        found |= {"passes": graph.rows() + loop_rows(total), "loops": loop_totals(total)}
+    if options.relay:
+        found["relay"] = fused.module.astext(show_meta_data=False)
+    if directory is not None:
+        symbol = dump_kernel(planned, settings, directory, options.kernel)
+        found["dump"] = {"directory": str(directory), "kernel": symbol}
+    return found
+
+
+def _kernels(planned: Any) -> list[dict[str, Any]]:
+    """Return the kernels, the heaviest first; `flops` is per call."""
+    from mlc.codegen import flops
+    from mlc.codegen.kernels import operators
+
+    rows = [
+        {
+            "symbol": symbol,
+            "operators": list(operators(function)),
+            "calls": planned.calls[symbol],
+            "flops": flops.count(function),
+            "loops": None,
+        }
+        for symbol, function in planned.kernels.items()
+    ]
+    return sorted(rows, key=lambda row: -row["calls"] * row["flops"])
+
+
+def _lower_all(
+    planned: Any, settings: Any, kernels: list[dict[str, Any]], on_event: OnEvent
+) -> Lowering:
+    """Lower every kernel, note its loops in its row, and return the sums over all of them."""
+    from mlc.codegen.kernels import Job
+    from mlc.driver import timed
+
+    total = Lowering()
+
+    def work() -> None:
+        for done, row in enumerate(kernels):
+            symbol = row["symbol"]
+            on_event(Progress(name="lower", done=done, total=len(kernels), item=symbol))
+            job = Job(symbol=symbol, key="", function=planned.kernels[symbol])
+            lowering = observe(job, settings)[1]
+            row["loops"] = loop_counts(lowering)
+            total.add(lowering)
+
+    timed("lower", on_event, work)
+    return total
+
+
+def _facts(file: Any) -> dict[str, Any]:
+    """Return what the ONNX file itself says."""
+    from mlc.frontend.support import unsupported
+
+    proto = file.proto
+    nodes = list(_nodes(proto.graph))
+    return {
+        "kind": "model",
+        "bytes": file.size,
+        "sha256": file.sha256,
+        "opset": file.opset,
+        "opsets": {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
+        "producer": f"{proto.producer_name} {proto.producer_version}".strip() or None,
+        "inputs": [_tensor(i) for i in proto.graph.input if i.name not in file.weights],
+        "outputs": [_tensor(info) for info in proto.graph.output],
+        "nodes": len(nodes),
+        "operators": dict(Counter(map(_operator, nodes)).most_common()),
+        "parameters": _parameters(file),
+        "unsupported": [asdict(entry) for entry in unsupported(proto)],
+    }
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """Yield the nodes of a graph and of the graphs inside them."""
+    pending = list(reversed(graph.node))
+    while pending:
+        node = pending.pop()
+        yield node
+        for attribute in node.attribute:
+            for inner in [attribute.g, *attribute.graphs]:
+                pending.extend(reversed(inner.node))
+
+
+def _operator(node: Any) -> str:
+    standard = node.domain in ("", "ai.onnx")
+    return str(node.op_type) if standard else f"{node.domain}::{node.op_type}"
+
+
+def _tensor(info: Any) -> dict[str, Any]:
+    """Return an input or output; `shape` is null where the file gives not even a rank."""
+    import onnx
+
+    kind = info.type.WhichOneof("value")
+    if kind != "tensor_type":
+        return {"name": info.name, "dtype": kind or "unknown", "shape": None}
+    tensor = info.type.tensor_type
+    names = {value: name.lower() for name, value in onnx.TensorProto.DataType.items()}
+    names |= {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.DOUBLE: "float64"}
+    shape = [
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+        for dim in tensor.shape.dim
+    ]
+    return {
+        "name": info.name,
+        "dtype": names.get(tensor.elem_type, f"type {tensor.elem_type}"),
+        "shape": shape if tensor.HasField("shape") else None,
+    }
+
+
+def _parameters(file: Any) -> dict[str, int]:
+    """Return how many initializers there are, of how many elements and bytes."""
+    import onnx
+
+    small = [onnx.numpy_helper.to_array(tensor) for tensor in file.proto.graph.initializer]
+    arrays = [*file.weights.values(), *small]
+    return {
+        "tensors": len(arrays),
+        "elements": sum(int(array.size) for array in arrays),
+        "bytes": sum(int(array.nbytes) for array in arrays),
+    }

@@ -1,0 +1,51 @@
+"""`Model`: what flows between the stages, and the signature that users see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """A named input or output: `shape` in elements, `dtype` by its numpy name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """The inputs and outputs of a model, in the order of the ONNX file."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a model came from: file name, sha256 over all its files, opset, size in bytes."""
+
+    path: str
+    sha256: str
+    opset: int
+    size: int
+    nodes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A Relay module with its signature.
+
+    `module` is a `tvm.IRModule` whose `main` takes one variable per input (named `input0`,
+    `input1`, ...: the user's names are untrusted text and live in the signature only) and returns
+    one tensor, or a tuple when there are several outputs. Weights are constants inside it.
+    """
+
+    module: Any = field(repr=False)
+    signature: Signature
+    source: Source

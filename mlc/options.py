@@ -1,0 +1,120 @@
+"""One frozen options object per verb; every default of the program stands here and nowhere else.
+
+Options are plain data (strings, numbers, tuples): they travel to the worker process as JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OPT_LEVELS = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions:
+    """What `mlc compile` is asked to do.
+
+    `shapes` holds `--shape` options as written (`name:1,3,224,224` or `batch=1`); `records` names
+    an AutoTVM log whose configs are applied; `jobs` is the number of processes that compile
+    kernels (None: one per core).
+    """
+
+    model: str
+    output: str | None = None
+    target: str = "llvm"
+    opt_level: int = 3
+    shapes: tuple[str, ...] = ()
+    records: str | None = None
+    verify: bool = True
+    seed: int = 0
+    cache: bool = True
+    jobs: int | None = None
+    dump_ir: str | None = None
+    kernel: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What `mlc run` is asked to do; `inputs` holds `--input` options as written."""
+
+    artifact: str
+    inputs: tuple[str, ...] = ()
+    random: bool = False
+    seed: int = 0
+    output: str | None = None
+    threads: int | None = None
+    allow_nan: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What `mlc bench` is asked to do; times in seconds.
+
+    `against` is None or "onnxruntime", which then needs `model`, the ONNX file.
+    """
+
+    artifact: str
+    model: str | None = None
+    against: str | None = None
+    warmup: float = 0.5
+    duration: float = 3.0
+    threads: int | None = None
+    seed: int = 0
+    profile: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """What `mlc verify` is asked to do; `rounds` is how many seeded inputs are compared."""
+
+    artifact: str
+    model: str
+    seed: int = 0
+    rounds: int = 1
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """What `mlc inspect` is asked to do with a model (or an artifact)."""
+
+    path: str
+    target: str = "llvm"
+    opt_level: int = 3
+    shapes: tuple[str, ...] = ()
+    passes: bool = False
+    relay: bool = False
+    dump_ir: str | None = None
+    kernel: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What `mlc export` is asked to do.
+
+    `factory` is `package.module:callable` that returns a torch module; each of `inputs` is a shape
+    with an optional dtype, `1,3,224,224` or `ids:int64:1,128`.
+    """
+
+    factory: str
+    inputs: tuple[str, ...]
+    output: str
+    exporter: str = "dynamo"  # or "torchscript"
+    opset: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+    """Where compiled kernels are kept and how large that folder may grow (bytes)."""
+
+    directory: str | None = None
+    max_bytes: int = 2 << 30
+
+
+# Bounds on untrusted input, in one place.
+MAX_MANIFEST_BYTES = 64 << 20
+MAX_TENSOR_BYTES = 16 << 30
+MAX_TENSOR_RANK = 16
+MAX_MODEL_NODES = 200_000
+MAX_INPUT_FILE_BYTES = 8 << 30

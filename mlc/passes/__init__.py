@@ -1,0 +1,1 @@
+"""Graph-level passes: a table of rows, named pipelines, and the one function that runs them."""

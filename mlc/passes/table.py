@@ -1,0 +1,130 @@
+"""The pass table: every row a pass, every level a pipeline.
+
+Relay rows run on the graph, in table order. `schedule` rows are decisions inside one kernel that
+AutoTVM may tune (its knobs); `tir` rows are fixed passes that lower what the schedule decided.
+`-O0` to `-O3` each take the rows whose level they reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mlc.passes.fold import fold_module
+from mlc.passes.horizontal import combine_batch_matmul, combine_conv2d, combine_dense
+from mlc.passes.layout import alter_layout
+from mlc.passes.scale import fold_backward, fold_forward
+
+Run = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """A row: `run` maps a typed Relay module to a typed Relay module (graph stage only).
+
+    A row with `needs` runs only when the module has one of these operators (names, or prefixes
+    that end in a dot): on a large graph a pass that finds nothing still costs its type inference.
+    """
+
+    name: str
+    stage: str  # "relay", "schedule" or "tir"
+    level: int
+    help: str
+    run: Run | None = None
+    knobs: str = ""
+    needs: tuple[str, ...] = ()
+
+    def applies(self, operators: Iterable[str]) -> bool:
+        """Return whether the row has something to do in a module with these operators."""
+        return not self.needs or any(
+            name == need or (need.endswith(".") and name.startswith(need))
+            for name in operators
+            for need in self.needs
+        )
+
+
+def _relay(name: str, *args: Any) -> Run:
+    """Return a runner for one of Relay's own passes, resolved when it runs."""
+
+    def run(module: Any) -> Any:
+        from tvm import relay
+
+        owner = relay
+        for part in ("transform." + name if "." not in name else name).split("."):
+            owner = getattr(owner, part)
+        return owner(*args)(module)
+
+    return run
+
+
+PASSES: tuple[Pass, ...] = (
+    Pass(name="legalize-quantized", stage="relay", level=0, needs=("qnn.",),
+         run=_relay("qnn.transform.Legalize"),
+         help="rewrite quantised operators into forms that the target has"),
+    Pass(name="lower-quantized", stage="relay", level=0, needs=("qnn.",),
+         run=_relay("qnn.transform.CanonicalizeOps"),
+         help="express what is left of quantised operators in plain ones"),
+    Pass(name="legalize", stage="relay", level=0, run=_relay("Legalize"),
+         help="rewrite operators into forms that the target has"),
+    Pass(name="simplify-inference", stage="relay", level=0, run=_relay("SimplifyInference"),
+         help="batch norm, layer norm, dropout: only the arithmetic that inference needs"),
+    Pass(name="fold-constants", stage="relay", level=1, run=fold_module,
+         help="evaluate what depends on weights alone, with numpy"),
+    Pass(name="eliminate-common-subexpressions", stage="relay", level=2,
+         run=_relay("EliminateCommonSubexpr"), help="compute equal expressions once"),
+    Pass(name="combine-parallel-conv2d", stage="relay", level=3, needs=("nn.conv2d",), run=combine_conv2d,
+         help="horizontal fusion: three or more convolutions of one input become one"),
+    Pass(name="combine-parallel-dense", stage="relay", level=3, needs=("nn.dense",), run=combine_dense,
+         help="horizontal fusion: three or more dense layers of one input become one"),
+    Pass(name="combine-parallel-batch-matmul", stage="relay", level=3, needs=("nn.batch_matmul",),
+         run=combine_batch_matmul,
+         help="horizontal fusion: three or more batched products of one input become one"),
+    Pass(name="fold-scale-backward", stage="relay", level=2, needs=("multiply",), run=fold_backward,
+         help="move per-channel scales (batch norm) into the weights of the layer before"),
+    Pass(name="fold-scale-forward", stage="relay", level=2, needs=("multiply",),
+         run=fold_forward,
+         help="move per-channel scales into the weights of the layer behind"),
+    Pass(name="canonicalize-cast", stage="relay", level=1, needs=("cast",), run=_relay("CanonicalizeCast"),
+         help="move casts to where fusion can take them in"),
+    Pass(name="canonicalize-ops", stage="relay", level=0, needs=("nn.bias_add",), run=_relay("CanonicalizeOps"),
+         help="bias_add becomes a broadcast add, so that one rule fuses all"),
+    Pass(name="fold-scaled-weights", stage="relay", level=2, run=fold_module,
+         help="evaluate what the passes above left on the weights"),
+    Pass(name="flatten-atrous-conv", stage="relay", level=2, needs=("nn.batch_to_space_nd",), run=_relay("FlattenAtrousConv"),
+         help="space-to-batch, conv, batch-to-space become one dilated convolution"),
+    Pass(name="alter-layout", stage="relay", level=3, run=alter_layout,
+         help="convolutions to blocked NCHWc, dense weights packed by the vector width"),
+    Pass(name="fold-packed-weights", stage="relay", level=1, run=fold_module,
+         help="evaluate the layout transforms of weights"),
+    Pass(name="fuse-operators", stage="relay", level=1, run=_relay("FuseOps", 2),
+         help="vertical fusion: an anchor operator takes in the element-wise ones behind it"),
+    Pass(name="wrap-operators", stage="relay", level=0, run=_relay("FuseOps", 0),
+         help="-O0 only: every operator its own kernel"),
+    Pass(name="tile", stage="schedule", level=0, knobs="tile_ic, tile_oc, tile_ow, tile_oh, "
+         "tile_x, tile_y, tile_k", help="block loops for registers and caches"),
+    Pass(name="vectorize", stage="schedule", level=1, knobs="tile_oc, tile_x (innermost size)",
+         help="mark the innermost output loop as vector lanes"),
+    Pass(name="unroll", stage="schedule", level=0, knobs="unroll_kw, tile_k",
+         help="mark short kernel and reduction loops for unrolling"),
+    Pass(name="parallelize", stage="schedule", level=0,
+         help="mark the outermost blocks as parallel over the thread pool"),
+    Pass(name="tir.LoopPartition", stage="tir", level=0,
+         help="split off the tail of loops with likely conditions"),
+    Pass(name="tir.VectorizeLoop", stage="tir", level=1,
+         help="turn marked loops into vector instructions"),
+    Pass(name="tir.UnrollLoop", stage="tir", level=0, help="write marked loops out"),
+    Pass(name="tir.StorageRewrite", stage="tir", level=0,
+         help="share the buffers inside one kernel"),
+    Pass(name="tir.HoistIfThenElse", stage="tir", level=0,
+         help="move loop-invariant conditions out of loops"),
+)  # fmt: skip
+
+
+def pipeline(level: int) -> tuple[Pass, ...]:
+    """Return the graph passes of `-O<level>`, in the order they run."""
+    last = "wrap-operators" if level == 0 else "fuse-operators"
+    other = "fuse-operators" if level == 0 else "wrap-operators"
+    rows = [p for p in PASSES if p.stage == "relay" and p.level <= level and p.name != other]
+    assert rows[-1].name == last
+    return tuple(rows)

@@ -1,0 +1,1 @@
+"""Use an artifact: run, time and verify it. Needs TVM's small runtime library only."""

@@ -1,0 +1,230 @@
+"""`mlc bench`: how long an artifact takes, by itself or side by side with a peer.
+
+How two sides are compared, so that each is at its best and drift cancels:
+
+- same process, same inputs, same number of threads; nobody copies: mlc runs in place, ONNX Runtime
+  through an IOBinding with inputs and outputs bound once, its optimizer at its highest level.
+- short blocks in turn, A B A B. The worker threads of both keep spinning for a while after a run
+  (their own default, and best, setting), so each block begins with a pause in which the other
+  side's fall asleep, and with one discarded run that wakes its own.
+- the result is the ratio of adjacent blocks' medians: B1/A1, B1/A2, B2/A2, ... As each block is
+  compared with those before and after it, a slow drift of the clock cancels.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlc.artifact import read_manifest
+from mlc.cpu import physical_cores
+from mlc.errors import RunError, UsageError, did_you_mean
+from mlc.events import Notice, OnEvent, Stage, ignore
+from mlc.runtime import inputs as sources
+from mlc.runtime import profile as profiling
+from mlc.runtime.session import Session, threads_in_use
+from mlc.runtime.session import open as open_session
+from mlc.runtime.timing import CROWDED, Comparison, Side, Timing, compare, interleave
+from mlc.runtime.verify import Reference, _warn_if_other_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from mlc.options import BenchOptions
+
+Array = np.ndarray[Any, Any]
+
+MIN_RUNS = 5
+NOISY_SPREAD = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """What `bench` found; `batch` is the first dimension of the first input (1 without one)."""
+
+    artifact: str
+    target: str
+    threads: int
+    seed: int
+    batch: int
+    mlc: Timing
+    peer: Timing | None = None
+    comparison: Comparison | None = None
+    profile: tuple[profiling.KernelTime, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON data, times in seconds."""
+        return asdict(self)
+
+
+def bench(options: BenchOptions, on_event: OnEvent = ignore) -> BenchResult:
+    """Time an artifact on seeded random inputs: warm-up by time, then runs for `duration` seconds.
+
+    At least `MIN_RUNS` runs. With `against`, `duration` seconds for each side, in short blocks
+    (see `timing.interleave`).
+
+    Raises:
+        UsageError: an unknown peer, a peer without its model, or a number out of range.
+        ArtifactError: the artifact cannot be opened.
+        ModelError: the peer cannot load the model.
+        RunError: the peer cannot run the model, or it is another model.
+    """
+    check_options(options)
+    _warn_if_loaded(on_event)
+    asked = options.threads or physical_cores()
+    with open_session(options.artifact, threads=asked) as session:
+        threads = _threads(asked, on_event)
+        arrays = sources.random(
+            session.inputs, options.seed, session.manifest.get("index_bounds", {})
+        )
+        for spec, view in zip(session.inputs, session.input_views, strict=True):
+            np.copyto(view, arrays[spec.name])
+        ours = Side(f"mlc {session.manifest.get('mlc', '')}".strip(), session.run_in_place)
+        peer = None
+        if options.against is not None:
+            model = Path(str(options.model))
+            _warn_if_other_model(session.manifest, model, on_event)
+            peer = PEERS[options.against](model, session, arrays, threads)
+        _measure(ours, peer, options, on_event)
+        kernels = None
+        if options.profile:
+            started = time.perf_counter()
+            kernels = tuple(profiling.profile(session, options.duration))
+            on_event(Stage(name="profile", seconds=time.perf_counter() - started))
+        batch = batch_size([spec.shape for spec in session.inputs])
+        result = BenchResult(
+            artifact=options.artifact,
+            target=session.manifest["target"]["tvm"],
+            threads=threads,
+            seed=options.seed,
+            batch=batch,
+            mlc=ours.timing(batch),
+            peer=peer.timing(batch) if peer else None,
+            comparison=_compare(ours, peer) if peer else None,
+            profile=kernels,
+        )
+    _warn_if_noisy(result, on_event)
+    return result
+
+
+def check_options(options: BenchOptions) -> None:
+    """Raise UsageError for options that cannot work, before anything is loaded."""
+    if options.threads is not None and options.threads < 1:
+        raise UsageError("--threads needs at least 1")
+    if not (math.isfinite(options.duration) and options.duration > 0):
+        raise UsageError("--duration needs a number of seconds above 0")
+    if not (math.isfinite(options.warmup) and options.warmup >= 0):
+        raise UsageError("--warmup needs a number of seconds, 0 or more")
+    if options.against is None:
+        if options.model is not None:
+            raise UsageError(
+                "--model is for a comparison, and none was asked for",
+                f"add --against: {', '.join(PEERS)}",
+            )
+        return
+    if options.against not in PEERS:
+        raise UsageError(
+            f"there is no peer {options.against!r} to compare with",
+            did_you_mean(options.against, PEERS),
+        )
+    if options.model is None:
+        name = str(read_manifest(Path(options.artifact)).get("model", {}).get("path", "MODEL.onnx"))
+        raise UsageError(
+            f"--against {options.against} needs the model that the artifact was compiled from",
+            f"mlc bench {shlex.quote(options.artifact)} --against {options.against} "
+            f"--model {shlex.quote(name)}",
+        )
+
+
+def _measure(ours: Side, peer: Side | None, options: BenchOptions, on_event: OnEvent) -> None:
+    started = time.perf_counter()
+    sides = [ours] if peer is None else [ours, peer]
+    for side in sides:
+        side.warm_up(options.warmup)
+    warm = time.perf_counter()
+    on_event(Stage(name="warm-up", seconds=warm - started))
+    if peer is None:
+        ours.measure(options.duration, MIN_RUNS)
+    else:
+        interleave(ours, peer, options.duration, on_event)
+    on_event(Stage(name="measure", seconds=time.perf_counter() - warm))
+
+
+def _compare(ours: Side, peer: Side) -> Comparison:
+    reliable = all(side.timing(batch=1).waited <= CROWDED for side in (ours, peer))
+    return compare(peer.name, ours.blocks, peer.blocks, reliable=reliable)
+
+
+def _onnxruntime(model: Path, session: Session, arrays: Mapping[str, Array], threads: int) -> Side:
+    """Return ONNX Runtime on the model; its inputs and outputs are bound once."""
+    import onnxruntime
+
+    reference = Reference(model, optimize=True, threads=threads)
+    outputs = reference.run(arrays)
+    binding = reference.session.io_binding()
+    for spec in session.outputs:
+        found = outputs.get(spec.name)
+        if found is None or found.shape != spec.shape or found.dtype.name != spec.dtype:
+            raise RunError(
+                f"{model} has no output {spec}: it is not what the artifact was compiled from",
+                f"give the model that {session.path} was compiled from with --model",
+            )
+        buffer = onnxruntime.OrtValue.ortvalue_from_numpy(found)
+        binding.bind_ortvalue_output(spec.name, buffer)
+    for name, array in arrays.items():
+        binding.bind_cpu_input(name, array)
+    return Side(reference.name, lambda: reference.session.run_with_iobinding(binding))
+
+
+PEERS: dict[str, Callable[[Path, Session, Mapping[str, Array], int], Side]] = {
+    "onnxruntime": _onnxruntime,
+}
+"""What `--against` can name: makes the side from model, artifact's session, inputs and threads."""
+
+
+def batch_size(shapes: Sequence[tuple[int, ...]]) -> int:
+    """Return the first dimension of the first input, where there is one; else 1."""
+    return shapes[0][0] if shapes and shapes[0] else 1
+
+
+def _threads(asked: int, on_event: OnEvent) -> int:
+    used = threads_in_use()
+    if used != asked:
+        text = (
+            f"TVM's pool has {used} thread(s) where {asked} were asked for; the peer gets as many"
+        )
+        on_event(Notice(text=text, level="warning"))
+    return used
+
+
+def _warn_if_loaded(on_event: OnEvent) -> None:
+    from mlc import doctor
+
+    status, value, advice = doctor.load()
+    if status != "ok":
+        on_event(Notice(text=f"the load average is high ({value}): {advice}", level="warning"))
+
+
+def _warn_if_noisy(result: BenchResult, on_event: OnEvent) -> None:
+    """Say the worst thing that was seen: cores taken away, which biases the ratio too, or noise."""
+    sides = [side for side in (result.mlc, result.peer) if side is not None]
+    crowded = max(sides, key=lambda side: side.waited)
+    noisy = max(sides, key=lambda side: side.spread)
+    if crowded.waited > CROWDED:
+        text = (
+            f"the threads of {crowded.name} waited for a core {crowded.waited:.1f} s per second: "
+            "there are fewer cores than threads, or other programs or the host take them, and then "
+            "even a ratio says little; run it again on an idle machine"
+        )
+    elif noisy.spread > NOISY_SPREAD:
+        advice = "quote the ratio" if result.peer else "quote no time, but the ratio of --against"
+        text = f"the machine is noisy: {advice} (spread of {noisy.name}: {noisy.spread:.0%})"
+    else:
+        return
+    on_event(Notice(text=text, level="warning"))

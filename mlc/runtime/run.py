@@ -1,0 +1,67 @@
+"""`mlc run`: one run of an artifact on inputs from files."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlc.errors import RunError, UsageError
+from mlc.events import Notice, OnEvent
+from mlc.runtime import inputs as sources
+from mlc.runtime.session import check_inputs
+from mlc.runtime.session import open as open_session
+
+if TYPE_CHECKING:
+    from mlc.options import RunOptions
+
+
+def run(options: RunOptions, on_event: OnEvent) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the outputs by name, and save them when `options.output` names a file.
+
+    Raises:
+        ArtifactError: the artifact cannot be opened.
+        RunError: inputs are missing, do not fit, or hold NaN or infinity.
+        UsageError: an option is malformed, or the outputs cannot be saved.
+    """
+    if options.output and not options.output.endswith(".npz"):
+        raise UsageError(f"outputs are saved as .npz, not {options.output!r}")
+    with open_session(options.artifact, threads=options.threads) as session:
+        arrays = sources.read(options.inputs, session.inputs)
+        missing = [spec for spec in session.inputs if spec.name not in arrays]
+        if missing and not options.random:
+            raise RunError(
+                "no values for " + "; ".join(map(str, missing)),
+                "give them with --input NAME=FILE.npy, or --random for random ones",
+            )
+        if missing:
+            filled = sources.random(missing, options.seed, session.manifest.get("index_bounds"))
+            names = ", ".join(filled)
+            on_event(Notice(text=f"random values (seed {options.seed}) for: {names}"))
+            arrays.update(filled)
+        check_inputs(session.inputs, arrays)
+        if not options.allow_nan:
+            sources.refuse_nan(arrays)
+        outputs = session.run(arrays)
+    if options.output:
+        _save(Path(options.output), outputs)
+    return outputs
+
+
+def _save(path: Path, outputs: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Write an .npz whole or not at all."""
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                np.savez(file, **outputs)  # type: ignore[arg-type]
+            Path(temporary).replace(path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror}", "choose another place with `-o`"
+        ) from None

@@ -1,0 +1,222 @@
+"""An opened artifact, ready to run."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlc import tvm_env
+from mlc.artifact import GRAPH, LIBRARY, Artifact, load
+from mlc.cpu import physical_cores
+from mlc.errors import ArtifactError, RunError, did_you_mean
+from mlc.model import TensorSpec
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+Array = np.ndarray[Any, Any]
+_BIG_CORES = 1  # TVM's affinity mode "the fastest cores"
+
+
+class Session:
+    """A model that can be run; made by `open`.
+
+    A session owns its buffers and is not thread-safe: one session per thread.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int | None = None):
+        self.path = artifact.path
+        self.manifest = artifact.manifest
+        signature = artifact.manifest["signature"]
+        self.inputs = tuple(_spec(entry) for entry in signature["inputs"])
+        self.outputs = tuple(_spec(entry) for entry in signature["outputs"])
+        self._artifact: Artifact | None = artifact
+        tvm = tvm_env.runtime()
+        set_threads(threads)
+        self._executor = _executor(tvm, artifact)
+        self._run = self._executor["run"]
+        get_input, get_output = self._executor["get_input"], self._executor["get_output"]
+        self._tensors = [get_input(f"input{k}") for k in range(len(self.inputs))]
+        self._results = [get_output(k) for k in range(len(self.outputs))]
+        #: views of the executor's own input buffers: fill them and call `run_in_place`
+        self.input_views = [_view(t, s) for t, s in zip(self._tensors, self.inputs, strict=True)]
+        #: views of its output buffers, overwritten by the next run
+        self.output_views = [_view(t, s) for t, s in zip(self._results, self.outputs, strict=True)]
+
+    def run(self, inputs: Mapping[str, Array] | Sequence[Array]) -> dict[str, Array]:
+        """Run the model once.
+
+        Args:
+            inputs: arrays by input name, or in the order of `self.inputs`; shapes and dtypes must
+                be exactly those of `self.inputs`.
+
+        Returns:
+            Fresh arrays by output name, shapes and dtypes as in `self.outputs`.
+
+        Raises:
+            RunError: an input is missing, unknown, or of another shape or dtype.
+        """
+        for view, array in zip(self.input_views, self._ordered(inputs), strict=True):
+            np.copyto(view, array)
+        self.run_in_place()
+        return {
+            spec.name: view.copy()
+            for spec, view in zip(self.outputs, self.output_views, strict=True)
+        }
+
+    def run_in_place(self) -> None:
+        """Run on what `input_views` hold; results appear in `output_views`. Copies nothing."""
+        if self._artifact is None:
+            raise RunError("the session is closed")
+        self._run()
+
+    def close(self) -> None:
+        """Release the buffers; the views must not be used afterwards."""
+        self._artifact = None
+        self._executor = self._run = None
+        self._tensors, self._results = [], []
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ordered(self, inputs: Mapping[str, Array] | Sequence[Array]) -> list[Array]:
+        if not isinstance(inputs, Mapping):
+            if len(inputs) != len(self.inputs):
+                raise RunError(
+                    f"the model has {len(self.inputs)} inputs, {len(inputs)} were given",
+                    "inputs: " + "; ".join(map(str, self.inputs)),
+                )
+            inputs = {spec.name: a for spec, a in zip(self.inputs, inputs, strict=True)}
+        return check_inputs(self.inputs, inputs)
+
+
+def open(path: str | Path, *, threads: int | None = None) -> Session:  # noqa: A001 - mlc.open
+    """Open an artifact for running.
+
+    Format, target, CPU features and the hash of every member are checked before any of its code
+    is loaded. Weights are mapped, not read.
+
+    Args:
+        path: the `.mlc` file.
+        threads: size of TVM's thread pool (default: one per physical core).
+
+    Raises:
+        ArtifactError: it is damaged, of a newer format, or for another machine.
+    """
+    return Session(load(Path(path)), threads)
+
+
+def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> list[Array]:
+    """Return the arrays in the order of `specs`, each of the right shape and dtype.
+
+    Raises:
+        RunError: one is missing, unknown or does not fit.
+    """
+    names = [spec.name for spec in specs]
+    for name in inputs:
+        if name not in names:
+            raise RunError(f"the model has no input {name!r}", did_you_mean(name, names))
+    ordered = []
+    for spec in specs:
+        if spec.name not in inputs:
+            raise RunError(f"input {spec.name!r} is missing", f"it is {spec}")
+        array = np.asarray(inputs[spec.name])
+        if array.shape != spec.shape or array.dtype.name != spec.dtype:
+            raise RunError(
+                f"input {spec.name!r} is {array.dtype.name}{list(array.shape)}, "
+                f"but the model takes {spec.dtype}{list(spec.shape)}",
+                f"convert it, for example `array.astype('{spec.dtype}')`, or compile with "
+                "another --shape",
+            )
+        ordered.append(array)
+    return ordered
+
+
+def set_threads(count: int | None) -> None:
+    """Set the size of TVM's thread pool; None: `$TVM_NUM_THREADS`, else one per physical core.
+
+    The pool of a thread cannot grow once it has started, only shrink.
+
+    Work-arounds: on x86 TVM takes half of the logical cores for hyper-threads whether they are or
+    not (one thread on a machine of two cores); and it binds the calling thread to the first core,
+    where every thread started later, of any library, would then be stuck.
+    """
+    chosen = count or int(os.environ.get("TVM_NUM_THREADS") or 0) or physical_cores()
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    os.environ["TVM_NUM_THREADS"] = str(chosen)
+    tvm_env.runtime().get_global_func("runtime.config_threadpool")(_BIG_CORES, chosen)
+
+
+def threads_in_use() -> int:
+    """Return how many threads TVM's pool has."""
+    return int(tvm_env.runtime().get_global_func("runtime.NumThreads")())
+
+
+def _spec(entry: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(name=entry["name"], shape=tuple(entry["shape"]), dtype=entry["dtype"])
+
+
+def _executor(tvm: Any, artifact: Artifact) -> Any:
+    """Return a graph executor whose weights are views of the mapped artifact."""
+    weights = {
+        storage: tvm.nd.from_dlpack(array.__dlpack__())
+        for storage, array in artifact.weights()
+        if array.size
+    }
+    library = _load_library(tvm, artifact.members[LIBRARY], artifact.path)
+
+    def lookup(_module: Any, storage: int, _template: Any, _device: Any) -> Any:
+        return weights.get(storage)
+
+    create = tvm.get_global_func("tvm.graph_executor.create")
+    device = tvm.cpu(0)
+    graph = bytes(artifact.members[GRAPH]).decode()
+    try:
+        return create(
+            graph, library, tvm.runtime.convert(lookup), device.device_type, device.device_id
+        )
+    except Exception as error:
+        raise ArtifactError(
+            f"{artifact.path} cannot be set up: {tvm_env.reason(error)}", "compile it again"
+        ) from error
+
+
+def _load_library(tvm: Any, code: memoryview, path: Path) -> Any:
+    """Load exactly the bytes whose hash was checked, through a private file that goes again.
+
+    Each load needs a name of its own: the dynamic linker takes a known name for a known library.
+    """
+    with tempfile.TemporaryDirectory(prefix="mlc-") as folder:
+        file = Path(folder) / "library.so"
+        file.write_bytes(code)
+        try:
+            return tvm.get_global_func("runtime.ModuleLoadFromFile")(str(file), "so")
+        except Exception as error:
+            raise ArtifactError(
+                f"the code in {path} cannot be loaded: {tvm_env.reason(error)}",
+                "compile it again; if the temporary folder forbids code, set TMPDIR",
+            ) from error
+
+
+def _view(tensor: Any, spec: TensorSpec) -> Array:
+    """Return a numpy view of a TVM tensor's memory."""
+    handle = tensor.handle.contents
+    dtype = np.dtype(spec.dtype)
+    size = int(np.prod(spec.shape, dtype=np.int64)) * dtype.itemsize
+    memory = (ctypes.c_uint8 * max(size, 1)).from_address(handle.data + handle.byte_offset)
+    flat = np.ctypeslib.as_array(memory)[:size]
+    return flat.view(dtype).reshape(spec.shape)

@@ -1,0 +1,250 @@
+"""Compare an artifact with ONNX Runtime on the original model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlc.errors import MismatchError, ModelError, RunError
+from mlc.events import Notice, OnEvent, ignore
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mlc.model import TensorSpec
+    from mlc.options import VerifyOptions
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """|a - b| <= relative * |b| + absolute * max(1, largest |b| of the output), element-wise.
+
+    The absolute part grows with the output's scale: rounding errors of a sum do not shrink where
+    its terms happen to cancel.
+    """
+
+    relative: float
+    absolute: float
+
+
+# Per output dtype. fp32: about 100 roundings in a row; fp16: its 11 bits, accumulated in fp32 or
+# not, differ by backend. Integers and booleans must agree exactly.
+TOLERANCES = {
+    "float64": Tolerance(relative=1e-7, absolute=1e-9),
+    "float32": Tolerance(relative=1e-3, absolute=1e-5),
+    "float16": Tolerance(relative=1e-2, absolute=2e-3),
+}
+EXACT = Tolerance(relative=0.0, absolute=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputCheck:
+    """How one output compares: largest errors, cosine similarity, non-finite counts, verdict."""
+
+    name: str
+    dtype: str
+    max_abs: float
+    max_rel: float
+    cosine: float
+    nan: int
+    inf: int
+    nan_reference: int
+    inf_reference: int
+    passed: bool
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.passed else "MISMATCH"
+        return (
+            f"{self.name} ({self.dtype}): {verdict}, max abs {self.max_abs:.2e}, "
+            f"max rel {self.max_rel:.2e}, cosine {self.cosine:.8f}, "
+            f"NaN {self.nan}/{self.nan_reference}, Inf {self.inf}/{self.inf_reference}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """The result of comparing every output on `rounds` seeded inputs (worst round each)."""
+
+    reference: str
+    seed: int
+    rounds: int
+    outputs: tuple[OutputCheck, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output is within its tolerance."""
+        return all(check.passed for check in self.outputs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON data."""
+        return {"passed": self.passed, **asdict(self)}
+
+
+def compare(name: str, ours: Array, reference: Array) -> OutputCheck:
+    """Return how an output compares with its reference.
+
+    NaN and infinity must stand at the same places (infinities with the same sign); finite values
+    must be within the tolerance of their dtype. A shape or dtype that differs is a mismatch.
+    """
+    if ours.shape != reference.shape or ours.dtype != reference.dtype:
+        return _check(name, ours, reference, np.inf, np.inf, passed=False)
+    if ours.dtype.kind != "f":
+        same = bool(np.array_equal(ours, reference))
+        wide_ours, wide_reference = ours.astype(np.float64), reference.astype(np.float64)
+        worst = float(np.max(np.abs(wide_ours - wide_reference), initial=0.0))
+        return _check(name, ours, reference, worst, worst, passed=same)
+    tolerance = TOLERANCES[ours.dtype.name]
+    a, b = ours.astype(np.float64), reference.astype(np.float64)
+    finite = np.isfinite(b)
+    same_places = bool(np.array_equal(a[~finite], b[~finite], equal_nan=True))
+    a, b = a[finite], b[finite]
+    if not np.isfinite(a).all():
+        return _check(name, ours, reference, np.inf, np.inf, passed=False)
+    error = np.abs(a - b)
+    scale = max(1.0, float(np.max(np.abs(b), initial=0.0)))
+    allowed = tolerance.relative * np.abs(b) + tolerance.absolute * scale
+    relative = error / np.maximum(np.abs(b), tolerance.absolute * scale)
+    passed = same_places and bool((error <= allowed).all())
+    return _check(
+        name, ours, reference, float(np.max(error, initial=0.0)),
+        float(np.max(relative, initial=0.0)), passed=passed,
+    )  # fmt: skip
+
+
+def _check(
+    name: str, ours: Array, reference: Array, max_abs: float, max_rel: float, *, passed: bool
+) -> OutputCheck:
+    def count(array: Array, what: Any) -> int:
+        return int(np.count_nonzero(what(array))) if array.dtype.kind == "f" else 0
+
+    return OutputCheck(
+        name=name,
+        dtype=ours.dtype.name,
+        max_abs=max_abs,
+        max_rel=max_rel,
+        cosine=_cosine(ours, reference),
+        nan=count(ours, np.isnan),
+        inf=count(ours, np.isinf),
+        nan_reference=count(reference, np.isnan),
+        inf_reference=count(reference, np.isinf),
+        passed=passed,
+    )
+
+
+def _cosine(ours: Array, reference: Array) -> float:
+    if ours.size != reference.size:
+        return 0.0
+    a, b = ours.astype(np.float64).reshape(-1), reference.astype(np.float64).reshape(-1)
+    good = np.isfinite(a) & np.isfinite(b)
+    a, b = a[good], b[good]
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(np.clip(np.dot(a, b) / norms, -1, 1)) if norms else float(np.array_equal(a, b))
+
+
+class Reference:
+    """ONNX Runtime on the original file, its graph optimizer switched off."""
+
+    def __init__(self, path: Path, *, optimize: bool = False, threads: int | None = None):
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = (
+            level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+        )
+        options.log_severity_level = 4
+        if threads:
+            options.intra_op_num_threads = threads
+        try:
+            self.session = ort.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # noqa: BLE001 - ORT raises types of its own
+            first = str(error).strip().splitlines()[0][:300]
+            raise ModelError(
+                f"ONNX Runtime, the reference, cannot load {path}: {first}",
+                "`mlc compile --no-verify` compiles without a reference (recorded in the artifact)",
+            ) from None
+        self.name = f"onnxruntime {ort.__version__}"
+        self.outputs = [output.name for output in self.session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the reference outputs by name."""
+        try:
+            values = self.session.run(self.outputs, dict(inputs))
+        except Exception as error:  # noqa: BLE001 - ORT raises types of its own
+            first = str(error).strip().splitlines()[0][:300]
+            raise RunError(f"the reference cannot run on these inputs: {first}") from None
+        return {n: np.asarray(v) for n, v in zip(self.outputs, values, strict=True)}
+
+
+def verify(options: VerifyOptions, on_event: OnEvent = ignore) -> Verification:
+    """Compare an artifact with the model that it was compiled from.
+
+    Raises:
+        ArtifactError: the artifact cannot be opened.
+        ModelError: the reference cannot load the model.
+        MismatchError: never; look at `Verification.passed` (or call `require`).
+    """
+    from mlc.runtime import inputs as sources
+    from mlc.runtime.session import open as open_session
+
+    with open_session(options.artifact) as session:
+        _warn_if_other_model(session.manifest, Path(options.model), on_event)
+        reference = Reference(Path(options.model))
+        bounds = session.manifest.get("index_bounds", {})
+        rounds = []
+        if options.inputs:
+            rounds.append(sources.read(options.inputs, session.inputs))
+        else:
+            seeds = range(options.seed, options.seed + options.rounds)
+            rounds += [sources.random(session.inputs, seed, bounds) for seed in seeds]
+        checks = [
+            compare_outputs(session.outputs, session.run(feed), reference.run(feed))
+            for feed in rounds
+        ]
+    return Verification(
+        reference=reference.name,
+        seed=options.seed,
+        rounds=len(rounds),
+        outputs=tuple(_worst(per_output) for per_output in zip(*checks, strict=True)),
+    )
+
+
+def compare_outputs(
+    specs: Sequence[TensorSpec], ours: Mapping[str, Array], reference: Mapping[str, Array]
+) -> list[OutputCheck]:
+    """Return the check of each output, in the order of `specs`."""
+    return [compare(spec.name, ours[spec.name], reference[spec.name]) for spec in specs]
+
+
+def require(verification: Verification, what: str) -> None:
+    """Raise MismatchError, with every output's figures, unless the verification passed."""
+    if not verification.passed:
+        listing = "\n".join(f"  {check}" for check in verification.outputs)
+        raise MismatchError(
+            f"{what} differs from {verification.reference} (seed {verification.seed}):\n{listing}",
+            "a lower level may show which pass is wrong: `mlc compile -O0`, `-O1`, `-O2`",
+        )
+
+
+def _worst(checks: Sequence[OutputCheck]) -> OutputCheck:
+    return max(checks, key=lambda check: (not check.passed, check.max_abs))
+
+
+def _warn_if_other_model(manifest: Mapping[str, Any], model: Path, on_event: OnEvent) -> None:
+    from mlc.frontend import onnx_file
+
+    if onnx_file.read(model).sha256 != manifest["model"]["sha256"]:
+        on_event(
+            Notice(
+                text=f"{model} is not the file that the artifact was compiled from "
+                f"({manifest['model']['path']})",
+                level="warning",
+            )
+        )

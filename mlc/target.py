@@ -1,0 +1,282 @@
+"""What an artifact is compiled for: a named piece of hardware, or a TVM target string.
+
+Targets are data: one file in `targets/` each, checked against the schema of `mlc.target_file` when
+it is read. Three spellings lead to a `Target` (`resolve`): the name of such a file, `llvm` for this
+very machine, and a raw TVM target string for whatever has no file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlc import target_file
+from mlc.cpu import CODEGEN_FEATURES, HostCpu, host_cpu
+from mlc.errors import TargetError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+HOST_NAMES = ("llvm", "native", "host")
+
+_LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2")
+_X86_BASELINE = ("cmov", "cx8", "sse", "sse2", "x87")  # what LLVM gives for -mcpu=x86-64
+_RAW_KEYS = ("mtriple", "mcpu", "mattr")  # options of a raw string that have fields of their own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One piece of hardware to compile for; two are equal when the same code comes out.
+
+    `mattr` holds signed features that are set on top of `mcpu` (`+avx2`), `extra` further TVM
+    options as written. `features` are those of `mlc.cpu.CODEGEN_FEATURES` that the code may use, in
+    LLVM's names and sorted; an empty tuple means that nobody but LLVM knows: ask
+    `llvm_get_cpu_features` before an artifact is written.
+    """
+
+    name: str
+    kind: str
+    description: str = field(compare=False)
+    triple: str
+    mcpu: str
+    mattr: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+
+    @property
+    def tvm(self) -> str:
+        """The canonical TVM target string: the same for every spelling of one target."""
+        parts = ["llvm", f"-mtriple={self.triple}"]
+        if self.mcpu:
+            parts.append(f"-mcpu={self.mcpu}")
+        if self.mattr:
+            parts.append(f"-mattr={','.join(self.mattr)}")
+        return " ".join([*parts, *self.extra])
+
+    @property
+    def id(self) -> str:
+        """A short name that is safe in file names and different for every `tvm` string."""
+        slug = re.sub(r"[^A-Za-z0-9._-]", "_", self.name)[:40]
+        return f"{slug}-{hashlib.sha256(self.tvm.encode()).hexdigest()[:12]}"
+
+    @property
+    def arch(self) -> str:
+        """The first part of the triple (`x86_64`, `aarch64`), as `HostCpu.arch` spells it."""
+        arch = self.triple.partition("-")[0]
+        return "aarch64" if arch == "arm64" else arch
+
+
+def resolve(text: str) -> Target:
+    """Return the target that a user means with `text`.
+
+    That is this machine (`llvm`, `native`, `host`), the name of a target file, or a raw TVM target
+    string such as `llvm -mcpu=znver4 -mattr=+avxvnni`. In a raw string -mtriple defaults to this
+    machine's.
+
+    Raises:
+        TargetError: no such name (the hint has the choices), or a raw string that does not parse.
+    """
+    words = text.split()
+    if words[:1] == ["llvm"] and len(words) > 1:
+        return _parse_raw(words)
+    name = " ".join(words)
+    if name in HOST_NAMES:
+        return for_cpu(host_cpu())
+    known = _files(data_dir())
+    if name not in known:
+        hint = did_you_mean(name, [*known, "llvm"])
+        raise TargetError(
+            f"unknown target {name!r}",
+            f"{hint}\n`mlc targets` describes them; llvm is this machine",
+        )
+    return known[name][0]
+
+
+def for_cpu(cpu: HostCpu) -> Target:
+    """Return the target that suits `cpu` best and needs nothing that it lacks.
+
+    1. The file whose [match] table fits; among several the one with the most features.
+    2. Else the highest x86-64 level. 3. On aarch64 a generic core with the features that `cpu` has.
+
+    Raises:
+        TargetError: `cpu` is neither x86-64 nor aarch64.
+    """
+    if cpu.arch == "aarch64":
+        target = _generic_arm(cpu)
+    elif cpu.arch == "x86_64":
+        target = _best_x86(cpu)
+    else:
+        raise TargetError(
+            f"mlc has no target for this machine's instruction set, {cpu.arch}",
+            f"give a full one: --target 'llvm -mtriple={cpu.arch}-linux-gnu -mcpu=...'",
+        )
+    return dataclasses.replace(
+        target, description=f"This machine ({cpu.name}): {target.description}"
+    )
+
+
+def all_targets() -> list[Target]:
+    """Return the target of every file in `data_dir()`, sorted by name.
+
+    Raises:
+        TargetError: the folder is missing, or a file in it breaks the schema.
+    """
+    return [target for target, _ in _files(data_dir()).values()]
+
+
+def load_target(path: Path) -> Target:
+    """Read one target file.
+
+    Raises:
+        TargetError: it cannot be read, is not TOML, has unknown, missing or mistyped keys, is named
+            unlike its file, or lists features that are unknown or out of order.
+    """
+    return Target(**target_file.read(path)[0])
+
+
+def data_dir() -> Path:
+    """Return the folder with the target files: inside an installed package, else of the checkout.
+
+    Raises:
+        TargetError: neither is there.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "_targets", package.parent / "targets"):
+        if folder.is_dir():
+            return folder
+    raise TargetError("mlc's target files are missing", "reinstall it: pip install mlc-compiler")
+
+
+def missing_features(features: Iterable[str], cpu: HostCpu) -> tuple[str, ...]:
+    """Return those of `features` that code may use and `cpu` lacks, sorted.
+
+    `features` may be LLVM's full list: what is outside `CODEGEN_FEATURES` does not count.
+    """
+    return tuple(sorted(set(features) & CODEGEN_FEATURES - cpu.features))
+
+
+def runs_on(target: Target, cpu: HostCpu) -> bool | None:
+    """Return whether `cpu` can run code for `target`; None when only LLVM knows what it needs."""
+    if target.arch != cpu.arch:
+        return False
+    return not missing_features(target.features, cpu) if target.features else None
+
+
+def _best_x86(cpu: HostCpu) -> Target:
+    files = _files(data_dir())
+    able = {name: row for name, row in files.items() if runs_on(row[0], cpu)}
+    fitting = [target for target, match in able.values() if match and match.fits(cpu)]
+    if fitting:
+        return max(fitting, key=lambda target: len(target.features))
+    for level in _LEVELS:
+        if level in able:
+            return able[level][0]
+    return Target(
+        name="x86-64",
+        kind="cpu",
+        description="any x86-64, nothing newer than SSE2",
+        triple="x86_64-linux-gnu",
+        mcpu="x86-64",
+        features=_X86_BASELINE,
+    )
+
+
+def _generic_arm(cpu: HostCpu) -> Target:
+    features = tuple(sorted(cpu.features))
+    return Target(
+        name="aarch64",
+        kind="cpu",
+        description="64-bit Arm with the features found here",
+        triple=_native_triple("aarch64"),
+        mcpu="generic",
+        mattr=tuple(f"+{feature}" for feature in features),
+        features=features,
+    )
+
+
+def _native_triple(arch: str) -> str:
+    if sys.platform == "darwin":
+        return f"{'arm64' if arch == 'aarch64' else arch}-apple-darwin"
+    return f"{arch}-linux-gnu"
+
+
+def _parse_raw(words: list[str]) -> Target:
+    options = dict(_options(words))
+    triple, mcpu, mattr_text = (options.pop(key, None) or "" for key in _RAW_KEYS)
+    triple = triple or _native_triple(host_cpu().arch)
+    if mcpu in HOST_NAMES:
+        raise TargetError(
+            f"-mcpu={mcpu} would mean another CPU on every machine", "for this one: --target llvm"
+        )
+    mattr = _parse_mattr(mattr_text)
+    return Target(
+        name=mcpu if mcpu not in {"", "generic"} else triple.partition("-")[0],
+        kind="cpu",
+        description="a TVM target string",
+        triple=triple,
+        mcpu=mcpu,
+        mattr=mattr,
+        features=_raw_features(mcpu, mattr),
+        extra=tuple(
+            f"-{key}" if value is None else f"-{key}={value}"
+            for key, value in sorted(options.items())
+        ),
+    )
+
+
+def _options(words: list[str]) -> Iterator[tuple[str, str | None]]:
+    """Yield the options of a TVM target string, which may be `-key=value`, `-key value`, `-key`."""
+    text = " ".join(words)
+    seen = set()
+    rest = words[1:]
+    while rest:
+        word = rest.pop(0)
+        key, equals, value = word.lstrip("-").partition("=")
+        if not equals and rest and not rest[0].startswith("-"):
+            value = rest.pop(0)
+        if not word.startswith("-") or not key or (not value and (equals or key in _RAW_KEYS)):
+            raise TargetError(
+                f"{word!r} is not an option, or lacks its value, in the target {text!r}",
+                "options look like -mcpu=znver4 -mattr=+avx2,+fma",
+            )
+        if key in seen:
+            raise TargetError(f"-{key} is given twice in the target {text!r}")
+        seen.add(key)
+        yield key, value or None
+
+
+def _parse_mattr(text: str) -> tuple[str, ...]:
+    """Return signed features sorted: additions, then removals (LLVM applies them in order)."""
+    attributes = tuple(sorted(set(text.split(",")))) if text else ()
+    for attribute in attributes:
+        if attribute[:1] not in {"+", "-"} or len(attribute) < 2:
+            raise TargetError(f"-mattr wants + or - before each name, not {attribute!r}")
+        if attribute[0] == "+" and f"-{attribute[1:]}" in attributes:
+            raise TargetError(f"-mattr both sets and removes {attribute[1:]}")
+    return attributes
+
+
+def _raw_features(mcpu: str, mattr: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the features of a raw target; empty when only LLVM can tell (see `Target`).
+
+    What an addition implies needs no mention: a CPU that has it has that too. What a removal takes
+    along, only LLVM knows.
+    """
+    known = {target.mcpu: target for target in all_targets()}.get(mcpu)
+    if known is None or any(attribute.startswith("-") for attribute in mattr):
+        return ()
+    added = {attribute[1:] for attribute in mattr} & CODEGEN_FEATURES
+    return tuple(sorted(added.union(known.features)))
+
+
+@functools.cache
+def _files(folder: Path) -> dict[str, tuple[Target, target_file.Match | None]]:
+    paths = sorted(folder.glob("*.toml"), key=lambda path: path.stem)
+    rows = [target_file.read(path) for path in paths]
+    return {fields["name"]: (Target(**fields), match) for fields, match in rows}

@@ -1,0 +1,103 @@
+"""The schema of a target file: TOML in, the checked fields of a `Target` and its [match] table out.
+
+Strict on purpose: an unknown, missing or mistyped key is an error that names the file and the key.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlc.cpu import CODEGEN_FEATURES
+from mlc.errors import TargetError, did_you_mean
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mlc.cpu import HostCpu
+
+KINDS = ("cpu",)
+
+_TEXT_KEYS = ("name", "kind", "description", "triple", "mcpu")
+_FILE_KEYS: dict[str, type] = {**dict.fromkeys(_TEXT_KEYS, str), "features": list}
+_MATCH_KEYS: dict[str, type] = {"vendor": str, "family": int, "models": list}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """The CPUs that a target file is meant for: model numbers as inclusive ranges."""
+
+    vendor: str
+    family: int
+    models: tuple[tuple[int, int], ...]
+
+    def fits(self, cpu: HostCpu) -> bool:
+        """Return whether `cpu` is one of them."""
+        return (self.vendor, self.family) == (cpu.vendor, cpu.family) and any(
+            low <= cpu.model <= high for low, high in self.models
+        )
+
+
+def read(path: Path) -> tuple[dict[str, Any], Match | None]:
+    """Return the fields of the `Target` that a file describes, and the CPUs that it is meant for.
+
+    Raises:
+        TargetError: it cannot be read, is not TOML, has unknown, missing or mistyped keys, is named
+            unlike its file, or lists features that are unknown or out of order.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TargetError(f"cannot read the target file {path}: {error}") from error
+    match = data.pop("match", None)
+    _check_keys(path, data, _FILE_KEYS)
+    _check_values(path, data)
+    fields = {**data, "features": tuple(data["features"])}
+    return fields, None if match is None else _read_match(path, match)
+
+
+def _read_match(path: Path, data: object) -> Match:
+    if not isinstance(data, dict):
+        raise _bad(path, "match must be a table")
+    _check_keys(path, data, _MATCH_KEYS)
+    for row in data["models"]:
+        whole = isinstance(row, list) and [type(number) for number in row] == [int, int]
+        if not whole or not 0 <= row[0] <= row[1]:
+            raise _bad(path, f"models must hold [low, high] ranges, not {row!r}")
+    models = tuple((low, high) for low, high in data["models"])
+    return Match(vendor=data["vendor"], family=data["family"], models=models)
+
+
+def _check_keys(path: Path, data: dict[str, Any], keys: dict[str, type]) -> None:
+    for key in data:
+        if key not in keys:
+            raise _bad(path, f"unknown key {key!r}", did_you_mean(key, keys))
+    for key, kind in keys.items():
+        if key not in data:
+            raise _bad(path, f"the key {key!r} is missing")
+        if type(data[key]) is not kind or data[key] in ("", []):
+            raise _bad(path, f"{key} must be of type {kind.__name__} and not empty")
+
+
+def _check_values(path: Path, data: dict[str, Any]) -> None:
+    if data["name"] != path.stem:
+        raise _bad(path, f"name is {data['name']!r}, but the file's name says {path.stem!r}")
+    if data["kind"] not in KINDS:
+        raise _bad(path, f"unknown kind {data['kind']!r}", did_you_mean(data["kind"], KINDS))
+    features = data["features"]
+    for feature in map(str, features):
+        if feature not in CODEGEN_FEATURES:
+            near = did_you_mean(feature, CODEGEN_FEATURES)
+            raise _bad(path, f"unknown feature {feature!r}", near)
+    if features != sorted(set(features)):
+        raise _bad(path, "features must be sorted, each once")
+
+
+def _bad(path: Path, message: str, hint: str | None = None) -> TargetError:
+    return TargetError(f"target file {path}: {message}", hint)
