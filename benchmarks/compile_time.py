@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 NODES = (100, 1000, 5000)
+# Runs a command and prints the peak memory (kB) of the largest process below it.
+PEAK = """
+import resource, subprocess, sys
+code = subprocess.run([sys.executable, *sys.argv[1:]]).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
 NETWORKS = ("resnet18", "mobilenet_v3_small")
 
 
@@ -49,28 +55,19 @@ def chain(nodes: int, path: Path) -> None:
 
 def compile_once(model: Path, output: Path, cache: Path) -> tuple[float, float, dict[str, Any]]:
     """Return (wall seconds of the process, peak MB of its largest process, JSON result)."""
-    command = [
-        sys.executable,
-        "-m",
-        "mlc",
-        "compile",
-        str(model),
-        "-o",
-        str(output),
-        "--json",
-        "-q",
-    ]
+    command = ["-m", "mlc", "compile", str(model), "-o", str(output), "--json", "-q"]
     started = time.perf_counter()
     done = subprocess.run(
-        command,
+        [sys.executable, "-c", PEAK, *command],
         check=True,
+        text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "MLC_CACHE_DIR": str(cache)},
     )
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return seconds, peak, json.loads(done.stdout)
+    result, peak = done.stdout.splitlines()
+    return seconds, int(peak) / 1024, json.loads(result)
 
 
 def models(folder: Path) -> dict[str, Path]:

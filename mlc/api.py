@@ -81,15 +81,21 @@ def compile(  # noqa: A001 - the verb
 
 def compile_with(options: CompileOptions, on_event: events.OnEvent) -> CompileReport:
     """Compile as the options say; `options.output` must be set."""
-    # Whatever happens to the child, its temporary files lie in a folder that goes with this call.
-    with tempfile.TemporaryDirectory(prefix="mlc-") as scratch:
-        answer = isolate.call("mlc.driver:compile_model", options, on_event, scratch=scratch)
+    output = Path(str(options.output))
+    # Whatever happens to the child, its temporary files lie in a folder that goes with this call,
+    # or beside the output with that folder's name in theirs.
+    with tempfile.TemporaryDirectory(prefix="mlc-", ignore_cleanup_errors=True) as scratch:
+        try:
+            answer = isolate.call("mlc.driver:compile_model", options, on_event, scratch=scratch)
+        finally:
+            for left in output.parent.glob(f".*.{Path(scratch).name}-*"):
+                left.unlink(missing_ok=True)
     return CompileReport(**{**answer, "path": Path(answer["path"])})
 
 
 def default_output(model: Path) -> Path:
     """Return the artifact's name for a model: its stem with `.mlc`, in the current folder."""
-    return Path(model.name).with_suffix(".mlc")
+    return Path(f"{model.stem or 'model'}.mlc")
 
 
 def open(path: str | Path, *, threads: int | None = None) -> Session:  # noqa: A001 - the verb

@@ -36,6 +36,14 @@ FORMAT = 1
 ALIGNMENT = 64
 MANIFEST, LIBRARY, GRAPH, WEIGHTS = "manifest.json", "library.so", "graph.json", "weights.bin"
 _MEMBERS = (MANIFEST, LIBRARY, GRAPH, WEIGHTS)
+_TENSORS = [{"name": str, "shape": [int], "dtype": str}]
+_FORM = {  # what opening an artifact relies on; see `_fits`
+    "signature": {"inputs": _TENSORS, "outputs": _TENSORS},
+    "target": {"name": str, "triple": str, "features": [str]},
+    "weights": [{"storage": int, "offset": int, "nbytes": int}],
+    "members": {name: {"sha256": str, "size": int} for name in _MEMBERS[1:]},
+    "versions": {},
+}
 _DATE = (1980, 1, 1, 0, 0, 0)
 _CHUNK = 8 << 20
 
@@ -220,22 +228,32 @@ class _Mapped:
         try:
             manifest = json.loads(data)
             version = int(manifest["format"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise self._damaged("its manifest cannot be read") from None
         if version > FORMAT:
             raise ArtifactError(
                 f"{self.path} has format {version}, and this mlc reads up to {FORMAT}",
                 "update mlc: `pip install --upgrade mlc-compiler`",
             )
-        missing = {"signature", "target", "weights", "members", "versions"} - set(manifest)
-        if missing or set(manifest["members"]) != set(_MEMBERS[1:]):
-            raise self._damaged("its manifest is incomplete")
+        if not _fits(manifest, _FORM):
+            raise self._damaged("its manifest has another form than its format says")
         return dict(manifest)
 
     def _damaged(self, why: str) -> ArtifactError:
         return ArtifactError(
             f"{self.path} cannot be used: {why}", "copy it again, or compile it again"
         )
+
+
+def _fits(data: Any, form: Any) -> bool:
+    """Return whether JSON data has a form: a type, [form of each item], or {key: form} at least."""
+    if isinstance(form, dict):
+        return isinstance(data, dict) and all(
+            key in data and _fits(data[key], inner) for key, inner in form.items()
+        )
+    if isinstance(form, list):
+        return isinstance(data, list) and all(_fits(item, form[0]) for item in data)
+    return isinstance(data, form) and not isinstance(data, bool)
 
 
 @contextlib.contextmanager

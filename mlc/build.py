@@ -14,7 +14,7 @@ from mlc.codegen.graph import Plan, plan, to_json
 from mlc.codegen.kernels import Kernel, Namer, Settings, compile_all
 from mlc.codegen.link import link
 from mlc.cpu import CODEGEN_FEATURES
-from mlc.errors import TargetError
+from mlc.errors import TargetError, did_you_mean
 from mlc.events import OnEvent, Stage
 
 if TYPE_CHECKING:
@@ -33,20 +33,29 @@ class Library:
 
 
 def tvm_target(target: Target, level: int) -> Any:
-    """Return TVM's target object; LLVM optimises less at `-O0`.
+    """Return TVM's target object; LLVM optimises less at `-O0`, unless the target says how much.
 
     Raises:
-        TargetError: TVM does not accept the target.
+        TargetError: TVM does not accept the target, or LLVM does not know its CPU.
     """
     tvm = tvm_env.tvm()
-    text = target.tvm + (" -opt-level=0" if level == 0 else "")
+    chosen = any(option.startswith("-opt-level") for option in target.extra)
+    text = target.tvm + (" -opt-level=0" if level == 0 and not chosen else "")
     try:
-        return tvm.target.Target(text)
+        made = tvm.target.Target(text)
     except Exception as error:
         raise TargetError(
             f"TVM does not accept the target {text!r}: {tvm_env.reason(error)}",
             "`mlc targets` lists those that work",
         ) from error
+    # LLVM itself would only warn, and compile for a generic CPU.
+    known = [str(name) for name in tvm.target.codegen.llvm_get_cpu_archlist(made)]
+    if target.mcpu and target.mcpu not in known:
+        raise TargetError(
+            f"LLVM knows no CPU {target.mcpu!r} for {target.triple}",
+            did_you_mean(target.mcpu, known),
+        )
+    return made
 
 
 def required_features(target: Target, llvm_target: Any) -> tuple[str, ...]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,10 +19,14 @@ from mlc.cache import Cache, key_of, open_cache, source_digest
 from mlc.errors import UsageError
 from mlc.events import Notice, OnEvent, Stage
 from mlc.options import OPT_LEVELS, CompileOptions, VerifyOptions
-from mlc.tune import records
+from mlc.tune.dispatch import dispatch_context, read_best
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from mlc.build import Library
+    from mlc.frontend.onnx_file import OnnxFile
+    from mlc.tune.dispatch import Lookup
 
 _T = TypeVar("_T")
 
@@ -31,6 +37,7 @@ def compile_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     Runs in a process of its own (see `isolate`). `output` must be set.
     """
     from mlc.frontend import onnx_file
+    from mlc.tune import applied
 
     options = CompileOptions(**{**fields, "shapes": tuple(fields["shapes"])})
     started = time.perf_counter()
@@ -43,8 +50,10 @@ def compile_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     stored = cache.get("artifacts", key) if options.dump_ir is None else None
     if stored is not None and _restore(stored, output):
         return _report(output, started, from_cache=True)
-    contents = _build(options, chosen, file, cache, on_event)
-    _write(contents, options, output, on_event)
+    lookup = _lookup(options, chosen, on_event)
+    built = [build_model(options, chosen, file, cache, lookup, on_event).contents]
+    applied.require(built[0].manifest["tuning"], options.require_tuned)
+    _write(built.pop(), options, output, on_event)  # popped: its weights go once they are written
     if cache.directory is not None and output.stat().st_size <= cache.max_bytes // 4:
         cache.put("artifacts", key, output.read_bytes())
         cache.prune()
@@ -53,12 +62,19 @@ def compile_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
 
 def check_options(options: CompileOptions, output: Path) -> None:
     """Raise UsageError for what can be known to fail before the long work starts."""
+    from mlc.frontend import shapes
+
+    shapes.parse(options.shapes)
     if options.opt_level not in OPT_LEVELS:
         raise UsageError(f"there is no level -O{options.opt_level}", "use -O0, -O1, -O2 or -O3")
     if options.jobs is not None and options.jobs < 1:
         raise UsageError("--jobs needs at least 1")
+    if options.kernel is not None and options.dump_ir is None:
+        raise UsageError("--kernel chooses what --dump-ir writes", "add `--dump-ir DIR`")
     folder = output.resolve().parent
-    if output.is_dir() or not folder.is_dir():
+    if output.exists() and not output.is_file():
+        raise UsageError(f"cannot write {output}: it is no plain file", "give a file with `-o`")
+    if not folder.is_dir():
         raise UsageError(f"cannot write {output}: no such folder", "give a file with `-o`")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"cannot write {output}: permission denied", "choose a place with `-o`")
@@ -66,29 +82,48 @@ def check_options(options: CompileOptions, output: Path) -> None:
         raise UsageError("the artifact would overwrite the model", "choose a name with `-o`")
 
 
-def _build(
-    options: CompileOptions, chosen: target.Target, file: Any, cache: Cache, on_event: OnEvent
-) -> artifact.Contents:
-    """Return what the artifact will hold, not verified yet."""
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A model that was compiled: what the artifact will hold, its code, the configs it asked for."""
+
+    contents: artifact.Contents
+    library: Library
+    dispatch: Any
+
+
+def build_model(
+    options: CompileOptions,
+    chosen: target.Target,
+    file: OnnxFile,
+    cache: Cache,
+    lookup: Lookup,
+    on_event: OnEvent,
+) -> Built:
+    """Return the model of a file compiled with the records that `lookup` offers, not verified yet.
+
+    Raises:
+        MlcError: the model cannot be imported or built.
+    """
     from mlc import build
     from mlc.codegen.kernels import Settings
     from mlc.frontend.bounds import index_bounds
     from mlc.passes.run import optimize
+    from mlc.tune import applied
 
     timed("load TVM", on_event, tvm_env.tvm)
     llvm = build.tvm_target(chosen, options.opt_level)
-    model, simplified = load(file, options.shapes, on_event)
-    best = _records(options, chosen, on_event)
-    settings = Settings(
-        target=llvm, level=options.opt_level, dispatch=records.dispatch_context(best)
-    )
+    loaded = [*load(file, options.shapes, on_event)]
+    file.weights.clear()  # they are in `loaded`; this unmaps the file
+    simplified = loaded.pop()
+    dispatch = dispatch_context(lookup)
+    settings = Settings(target=llvm, level=options.opt_level, dispatch=dispatch)
     ran: list[str] = []
     observe = _observer(options, ran)
     started = time.perf_counter()
-    with settings.dispatch:
-        fused = optimize(model, llvm, options.opt_level, observe)
+    with dispatch:
+        # Popped, so that nobody holds on to the weights as they were in the file.
+        fused = optimize(loaded.pop(), llvm, options.opt_level, observe)
     on_event(Stage(name="passes", seconds=time.perf_counter() - started, note=f"{len(ran)} ran"))
-    del model  # the weights as they were in the file
     library = build.build(fused, settings, cache, options.jobs, on_event)
     if options.dump_ir is not None:
         from mlc.inspection import dump_kernel
@@ -97,21 +132,23 @@ def _build(
     facts = {
         "opt_level": options.opt_level,
         "passes": ran,
-        "tuning": _coverage(library.kernels, best),
+        "tuning": applied.coverage(library.kernels, library.plan.calls, dispatch, chosen),
         "index_bounds": index_bounds(simplified),
         "verification": None,
     }
     features = build.required_features(chosen, llvm)
-    return build.contents(fused, library, chosen, features, facts)
+    contents = build.contents(fused, library, chosen, features, facts)
+    return Built(contents=contents, library=library, dispatch=dispatch)
 
 
 def _write(
     contents: artifact.Contents, options: CompileOptions, output: Path, on_event: OnEvent
 ) -> None:
     """Write the artifact under a temporary name, verify that very file, then give it its name."""
-    temporary = output.with_name(f".{output.name}.unverified-{os.getpid()}")
+    temporary = _beside(output)
     try:
-        timed("write", on_event, lambda: artifact.save(contents, temporary))
+        timed("write", on_event, partial(artifact.save, contents, temporary))
+        del contents
         if options.verify:
             result = timed("verify", on_event, lambda: _verified(temporary, options))
             artifact.rewrite_manifest(temporary, {"verification": result})
@@ -139,30 +176,20 @@ def load(file: Any, shapes: tuple[str, ...], on_event: OnEvent) -> tuple[Any, An
     return model, simplified
 
 
-def _records(
-    options: CompileOptions, chosen: target.Target, on_event: OnEvent
-) -> records.BestConfigs:
+def _lookup(options: CompileOptions, chosen: target.Target, on_event: OnEvent) -> Lookup:
+    """Return what finds the record of a workload: in `--records`, else in the tuning logs."""
+    from mlc.tune import applied
+
     if options.records is None:
-        return records.BestConfigs()
-    best = records.read_best(Path(options.records), chosen.mcpu)
+        return applied.from_logs(options.logs, chosen)
+    best = read_best(Path(options.records), chosen.mcpu)
     on_event(
         Notice(
-            text=f"tuning records: {len(best.configs)} workloads apply; left out: "
+            text=f"tuning records: {len(best.records)} workloads apply; left out: "
             f"{best.other_cpu} of another CPU, {best.failed} failed, {best.damaged} damaged"
         )
     )
-    return best
-
-
-def _coverage(kernels: Any, best: Any) -> dict[str, Any]:
-    tunable = [kernel for kernel in kernels if kernel.workloads]
-    tuned = [k for k in tunable if any(key in best.configs for key in k.workloads)]
-    work = sum(kernel.flops for kernel in tunable)
-    return {
-        "tunable_kernels": len(tunable),
-        "tuned_kernels": len(tuned),
-        "tuned_share_of_flops": round(sum(k.flops for k in tuned) / work, 4) if work else 0.0,
-    }
+    return best.records.get
 
 
 def _observer(options: CompileOptions, ran: list[str]) -> Callable[[Any], None]:
@@ -180,21 +207,28 @@ def _observer(options: CompileOptions, ran: list[str]) -> Callable[[Any], None]:
 
 def _artifact_key(options: CompileOptions, chosen: target.Target, model_sha256: str) -> str:
     asked = asdict(options)
-    for irrelevant in ("model", "output", "cache", "jobs", "dump_ir", "kernel", "target"):
+    for irrelevant in ("model", "output", "cache", "jobs", "dump_ir", "kernel", "target", "logs"):
         del asked[irrelevant]
-    if options.records is not None:
-        try:
-            asked["records"] = hashlib.sha256(Path(options.records).read_bytes()).hexdigest()
-        except OSError as error:
-            raise UsageError(
-                f"cannot read tuning records {options.records}: {error.strerror}",
-                "check `--records`",
-            ) from None
+    asked["records"] = _records_state(options)
     return key_of(model_sha256, asked, chosen.tvm, tvm_env.versions(), source_digest())
 
 
+def _records_state(options: CompileOptions) -> Any:
+    """Return what tells whether tuning records changed: a file's hash, or the logs' sizes."""
+    from mlc.tune import applied
+
+    if options.records is None:
+        return applied.state(options.logs)
+    try:
+        return hashlib.sha256(Path(options.records).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(
+            f"cannot read tuning records {options.records}: {error.strerror}", "check `--records`"
+        ) from None
+
+
 def _restore(stored: bytes, output: Path) -> bool:
-    temporary = output.with_name(f".{output.name}.cached-{os.getpid()}")
+    temporary = _beside(output)
     try:
         temporary.write_bytes(stored)
         temporary.replace(output)
@@ -203,6 +237,11 @@ def _restore(stored: bytes, output: Path) -> bool:
     finally:
         temporary.unlink(missing_ok=True)
     return True
+
+
+def _beside(output: Path) -> Path:
+    """Return a temporary name in the output's folder; `api.compile_with` deletes what has it."""
+    return output.with_name(f".{output.name}.{Path(tempfile.gettempdir()).name}-{os.getpid()}")
 
 
 def _report(output: Path, started: float, *, from_cache: bool) -> dict[str, Any]:

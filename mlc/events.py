@@ -37,13 +37,45 @@ class Notice:
     level: str = "info"  # or "warning"
 
 
-Event = Stage | Progress | Notice
+@dataclass(frozen=True, kw_only=True)
+class TuneTask:
+    """How far one task is: calls per run, trials so far, best seconds per call, untuned seconds."""
+
+    id: str
+    calls: int
+    trials: int
+    failed: int
+    best: float | None
+    untuned: float | None
+    flops: int
+    state: str = ""  # "", "flat" or "exhausted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """A batch was measured: all tasks, trials done of how many, seconds spent of the budget.
+
+    `estimate` is the expected seconds per run of the tunable part, `before` the same untuned.
+    """
+
+    done: int
+    trials: int
+    seconds: float
+    budget: float | None
+    estimate: float
+    before: float
+    active: str
+    tasks: tuple[TuneTask, ...]
+
+
+Event = Stage | Progress | Notice | Tuning
 OnEvent = Callable[[Event], None]
 
-_KINDS: dict[str, type[Stage | Progress | Notice]] = {
+_KINDS: dict[str, type[Stage | Progress | Notice | Tuning]] = {
     "stage": Stage,
     "progress": Progress,
     "notice": Notice,
+    "tuning": Tuning,
 }
 
 
@@ -60,4 +92,7 @@ def to_json(event: Event) -> dict[str, Any]:
 def from_json(data: dict[str, Any]) -> Event:
     """Return the event that `to_json` wrote."""
     fields = dict(data)
-    return _KINDS[fields.pop("event")](**fields)
+    kind = fields.pop("event")
+    if kind == "tuning":
+        fields["tasks"] = tuple(TuneTask(**task) for task in fields["tasks"])
+    return _KINDS[kind](**fields)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import importlib
 import json
 import os
@@ -129,7 +130,7 @@ def _crash(returncode: int, doing: str, log: IO[bytes]) -> MlcError:
 
 def serve(write_fd: int) -> None:
     """Answer one request on stdin: the child's side of `call`."""
-    _die_with_parent()
+    die_with_parent()
     request = json.load(sys.stdin)
     with os.fdopen(write_fd, "w", encoding="utf-8") as answers:
         lock = threading.Lock()
@@ -171,7 +172,11 @@ def _as_mlc_error(error: Exception) -> MlcError:
     if isinstance(error, MlcError):
         return error
     if isinstance(error, OSError):
-        return MlcError(f"{error.strerror or error}: {error.filename or 'while writing'}")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        return BuildError(
+            f"{error.strerror or error}: {error.filename or 'a temporary file'}",
+            "free some space, or set TMPDIR to a folder elsewhere" if full else None,
+        )
     if isinstance(error, MemoryError):
         return BuildError("out of memory", "close other programs, or use a machine with more")
     return BuildError(
@@ -180,6 +185,7 @@ def _as_mlc_error(error: Exception) -> MlcError:
     )
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -15,7 +15,9 @@ class CompileOptions:
     """What `mlc compile` is asked to do.
 
     `shapes` holds `--shape` options as written (`name:1,3,224,224` or `batch=1`); `records` names
-    an AutoTVM log whose configs are applied; `jobs` is the number of processes that compile
+    an AutoTVM log whose configs are applied instead of those in the folder `logs` (None:
+    `tuning_logs` here, if there is one); `require_tuned` is the share of the work that records of
+    this very device must cover; `jobs` is the number of processes that compile
     kernels (None: one per core).
     """
 
@@ -25,6 +27,8 @@ class CompileOptions:
     opt_level: int = 3
     shapes: tuple[str, ...] = ()
     records: str | None = None
+    logs: str | None = None
+    require_tuned: float | None = None
     verify: bool = True
     seed: int = 0
     cache: bool = True
@@ -118,3 +122,35 @@ MAX_TENSOR_BYTES = 16 << 30
 MAX_TENSOR_RANK = 16
 MAX_MODEL_NODES = 200_000
 MAX_INPUT_FILE_BYTES = 8 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """What `mlc tune` is asked to do.
+
+    `trials` is the total over all tasks, `budget` the time in seconds (None: no limit); whichever
+    ends first. `tasks` filters by position ("0,2-4") or by part of a task's name.
+    """
+
+    model: str | None = None
+    target: str = "llvm"
+    opt_level: int = 3
+    shapes: tuple[str, ...] = ()
+    logs: str | None = None
+    trials: int = 500
+    budget: float | None = None
+    tasks: str | None = None
+    tuner: str = "xgb"  # or random, grid, ga
+    features: str = "knob"  # or itervar
+    loss: str = "rank"  # or reg
+    transfer: bool = True
+    batch: int = 16
+    seed: int = 0
+    threads: int | None = None
+    top_k: int = 3
+    build_timeout: float = 20.0
+    run_timeout: float = 10.0
+    memory_bytes: int = 4 << 30
+    tracker: str | None = None
+    key: str | None = None
+    report: str | None = None

@@ -19,6 +19,7 @@ import io
 import logging
 import os
 import sys
+import tempfile
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -113,8 +114,12 @@ def stand_in_onnx_mapping() -> None:
 
 
 def _import_tvm() -> Any:
-    # Work-around: TVM announces its runtime library on stderr with every import.
-    with contextlib.redirect_stderr(io.StringIO()):
+    # Work-arounds: TVM announces its runtime library on stderr with every import, and makes a folder
+    # for test data in the home, which there may not be.
+    with (
+        contextlib.redirect_stderr(io.StringIO()),
+        _environment("TEST_DATA_ROOT_PATH", tempfile.gettempdir()),
+    ):
         try:
             return importlib.import_module("tvm")
         except OSError as error:
@@ -142,4 +147,6 @@ def reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Check failed" in line or line.startswith("error:")]
     text = (telling or lines or [type(error).__name__])[-1]
+    if "DiagnosticError" in text:
+        text = "the shapes or types of its inputs do not fit together"
     return text.removeprefix("InternalError: ").removeprefix("error: ")[:500]

@@ -15,14 +15,12 @@ DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option(
     "-t",
     "--target",
-    default=DEFAULTS["target"],
-    show_default=True,
-    help="What to compile for: `llvm` is this machine, `mlc targets` lists the others; "
-    "a TVM target string works too.",
+    help="What to compile for [default: mlc.toml's, else llvm]: `llvm` is this machine, "
+    "`mlc targets` lists the others; a TVM target string works too.",
 )
 @click.option("-o", "--output", help="The artifact's path [default: the model's name with .mlc].")
 @click.option(
@@ -42,6 +40,13 @@ DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
     help="Fix an input's shape, or a named dimension wherever it occurs. Repeatable.",
 )
 @click.option("--records", help="Apply the tuning records in this AutoTVM log.")
+@click.option("--logs", help="The folder of tuning logs [default: tuning_logs here, if any].")
+@click.option(
+    "--require-tuned",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Fail (exit code 9) when records of this device cover less of the work.",
+)
 @click.option(
     "--verify/--no-verify",
     default=DEFAULTS["verify"],
@@ -77,7 +82,7 @@ def compile(json_mode: bool, quiet: bool, **asked: Any) -> None:
     from mlc import api
     from mlc.cli.render import reporter
 
-    options = CompileOptions(**asked)
+    options = CompileOptions(**with_project(asked))
     if options.output is None:
         options = replace(options, output=str(api.default_output(Path(options.model))))
     report = api.compile_with(options, reporter(json_mode, quiet))
@@ -87,19 +92,39 @@ def compile(json_mode: bool, quiet: bool, **asked: Any) -> None:
     _show(report)
 
 
+def with_project(asked: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with what mlc.toml says where the command line says nothing."""
+    from mlc import project
+
+    here = project.load(Path.cwd())
+    model = asked["model"] or str(project.require_model(here))
+    ours = asked["model"] is None  # the project's model: its shapes and target are meant, too
+    return {
+        **asked,
+        "model": model,
+        "shapes": asked["shapes"] or (here.shapes if ours else ()),
+        "target": asked["target"] or (here.target if ours else None) or DEFAULTS["target"],
+        "logs": asked["logs"] or (str(here.logs) if here.logs and here.logs.is_dir() else None),
+    }
+
+
 def _show(report: Any) -> None:
+    from rich.markup import escape
+
     from mlc.cli.render import console, size
+    from mlc.errors import printable
 
     manifest = report.manifest
     check = manifest["verification"]
     tuning = manifest["tuning"]
     calls = sum(kernel["calls"] for kernel in manifest["kernels"].values())
+    shares = tuning["share_of_flops"]
     tuned = (
-        f"  tuning     {tuning['tuned_kernels']} of {tuning['tunable_kernels']} tunable kernels "
-        f"from records ({tuning['tuned_share_of_flops']:.0%} of their FLOPs), the rest by default"
+        f"  tuning     {shares['tuned']:.0%} of the work tuned on this device, "
+        f"{shares['other_device']:.0%} on others of its class, {shares['fallback']:.0%} by default"
     )
     lines = [
-        f"[bold]{report.path}[/bold]  {size(report.bytes)}, {manifest['target']['tvm']}",
+        f"[bold]{escape(printable(str(report.path)))}[/bold]  {size(report.bytes)}, {manifest['target']['tvm']}",
         f"  kernels    {len(manifest['kernels'])}, {calls} calls per run",
         tuned,
     ]

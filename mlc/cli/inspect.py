@@ -126,8 +126,7 @@ def _show_artifact(found: dict[str, Any]) -> None:
         "buffers": size(found["buffer_bytes"] or 0),
         f"at -O{found['opt_level']}": _work(found),
         "passes": ", ".join(found["passes"]),
-        "tuned": f"{tuning.get('tuned_kernels', 0)} of {tuning.get('tunable_kernels', 0)} "
-        "tunable kernels",
+        "tuned": f"{tuning.get('share_of_flops', {}).get('tuned', 0):.0%} of the work",
         "verified": f"{'passed' if check.get('passed') else 'FAILED'} against "
         f"{check.get('reference')}"
         if check

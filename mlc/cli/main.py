@@ -6,6 +6,7 @@ import importlib
 import json
 import signal
 import sys
+import traceback
 from typing import Any
 
 import click
@@ -16,6 +17,8 @@ from mlc.errors import Interrupted, MlcError, did_you_mean
 # verb: (module, what `mlc --help` says). Modules are imported when the verb is called.
 VERBS = {
     "compile": ("mlc.cli.compile", "Compile an ONNX model to one verified artifact."),
+    "tune": ("mlc.cli.tune", "Tune a model's subgraphs on this machine; keep every measurement."),
+    "logs": ("mlc.cli.logs", "List, merge, prune and explain tuning records."),
     "run": ("mlc.cli.run", "Run an artifact on inputs from files."),
     "bench": ("mlc.cli.bench", "Time an artifact, also against ONNX Runtime."),
     "verify": ("mlc.cli.verify", "Compare an artifact with ONNX Runtime on its model."),
@@ -90,6 +93,10 @@ def run(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # `mlc ... | head`
         sys.stderr.close()
         code = 0
+    except Exception as error:  # noqa: BLE001 - the last resort: no user meets a traceback first
+        what = f"unexpected failure: {type(error).__name__}: {error}"
+        hint = "this is a bug in mlc; please report it with the output of `-vv`"
+        code = _report(MlcError(what, hint, detail=traceback.format_exc()), arguments)
     sys.exit(code)
 
 

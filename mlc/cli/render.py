@@ -49,7 +49,7 @@ class _Lines:
         elif isinstance(event, events.Stage):
             note = f"  {event.note}" if event.note else ""
             self._line(f"  {event.name:<10} {event.seconds:6.2f} s{note}")
-        else:
+        elif isinstance(event, events.Progress):
             self._progress(event)
 
     def _progress(self, event: events.Progress) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -41,10 +41,12 @@ def run(json_mode: bool, **asked: Any) -> None:
       mlc run bert.mlc -i ids=ids.npy -i mask=mask.npy -o out.npz
       mlc run model.mlc --random
     """  # fmt: skip
+    from mlc.cli.render import reporter
+    from mlc.errors import printable
     from mlc.runtime.run import run as run_artifact
 
     options = RunOptions(**asked)
-    outputs = run_artifact(options, _say)
+    outputs = run_artifact(options, reporter(json_mode))
     summary = [_summary(name, array) for name, array in outputs.items()]
     if json_mode:
         click.echo(json.dumps({"outputs": summary, "saved": options.output}))
@@ -53,13 +55,7 @@ def run(json_mode: bool, **asked: Any) -> None:
         shape = ", ".join(map(str, entry["shape"]))
         click.echo(f"{entry['name']}  {entry['dtype']}[{shape}]  {entry['text']}")
     if options.output:
-        click.echo(f"saved to {Path(options.output)}")
-
-
-def _say(event: Any) -> None:
-    from mlc.cli.render import reporter
-
-    reporter(json_mode=False)(event)
+        click.echo(f"saved to {printable(options.output)}")
 
 
 def _summary(name: str, array: np.ndarray[Any, Any]) -> dict[str, Any]:
@@ -72,8 +68,11 @@ def _summary(name: str, array: np.ndarray[Any, Any]) -> dict[str, Any]:
     }
     if array.size == 0 or array.dtype.kind not in "fiu":
         return {**entry, "text": f"{array.size} values"}
-    finite = float(array.min()), float(array.max()), float(array.mean(dtype="float64"))
+    low, high, mean = float(array.min()), float(array.max()), float(array.mean(dtype="float64"))
     top = [int(k) for k in array.reshape(-1).argsort()[::-1][:5]]
-    text = f"min {finite[0]:.5g}, max {finite[1]:.5g}, mean {finite[2]:.5g}, largest at {top}"
-    return {**entry, "min": finite[0], "max": finite[1], "mean": finite[2], "largest": top,
-            "text": text}  # fmt: skip
+    text = f"min {low:.5g}, max {high:.5g}, mean {mean:.5g}, largest at {top}"
+    figures = {
+        key: value if math.isfinite(value) else str(value)  # JSON has no NaN and no infinity
+        for key, value in {"min": low, "max": high, "mean": mean}.items()
+    }
+    return {**entry, **figures, "largest": top, "text": text}

@@ -25,6 +25,7 @@ from mlc.cache import Cache, key_of, source_digest
 from mlc.codegen import flops
 from mlc.errors import BuildError
 from mlc.events import OnEvent, Progress
+from mlc.isolate import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,8 +116,7 @@ def short(operator: str) -> str:
 def lower(job: Job, settings: Settings, instruments: Sequence[Any] = ()) -> Any:
     """Return the kernel's TIR: one function, named by the symbol, loops scheduled and lowered.
 
-    `instruments` (TVM pass instruments) see every TIR pass, unless TVM still holds the function
-    lowered from an earlier call.
+    `instruments` (TVM pass instruments) see every TIR pass.
 
     Raises:
         BuildError: there is no schedule for it, or lowering failed.
@@ -126,6 +126,8 @@ def lower(job: Job, settings: Settings, instruments: Sequence[Any] = ()) -> Any:
 
     with settings.target, pass_context(settings.level, instruments):
         try:
+            # TVM would hand out what it lowered before, whatever the configs are now.
+            te_compiler.get().clear()
             lowered = te_compiler.get().lower(job.function, settings.target).funcs
         except Exception as error:
             raise _failed(job, error) from error
@@ -194,7 +196,9 @@ def _compile_missing(jobs: Sequence[Job], settings: Settings, workers: int | Non
     context = multiprocessing.get_context("fork")
     with (
         warnings.catch_warnings(),
-        concurrent.futures.ProcessPoolExecutor(count, mp_context=context) as pool,
+        concurrent.futures.ProcessPoolExecutor(
+            count, mp_context=context, initializer=die_with_parent
+        ) as pool,
     ):
         # Forking beside OpenBLAS's idle threads is safe: the children use none of them.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -225,7 +229,8 @@ def _compile(job: Job, settings: Settings) -> Kernel:
     settings.dispatch.asked.clear()
     with settings.dispatch:
         library = build(job, lower(job, settings), settings)
-    asked = tuple(dict.fromkeys(settings.dispatch.asked))
+    # Each once, where it was asked last: scheduling asks again for the template that was chosen.
+    asked = tuple(dict.fromkeys(reversed(settings.dispatch.asked)))[::-1]
     with tempfile.TemporaryDirectory(prefix="mlc-") as folder:
         path = Path(folder) / "kernel.o"
         library.save(str(path))

@@ -52,10 +52,12 @@ def link(objects: Sequence[Path], output: Path) -> None:
         # A response file: thousands of kernels would overflow the argument list.
         names.write("\n".join(f'"{path}"' for path in objects))
         names.flush()
+        # A model that only hands values on has no kernels, but no library comes of no object.
+        empty = () if objects else ("-x", "c", os.devnull, "-x", "none")
         command = [
             *find_linker(), "-shared", "-fPIC", "-nostdlib", "-o", str(output),
             "-Wl,--build-id=none", "-Wl,--gc-sections", "-Wl,-z,noexecstack", "-Wl,-z,relro,-z,now",
-            f"@{names.name}", "-lm", "-lc",
+            f"@{names.name}", *empty, "-lm", "-lc",
         ]  # fmt: skip
         try:
             done = subprocess.run(

@@ -28,7 +28,7 @@ from mlc.errors import ModelError
 from mlc.options import MAX_MODEL_NODES, MAX_TENSOR_BYTES, MAX_TENSOR_RANK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 KEEP_BYTES = 4096  # smaller initializers stay in the proto: shapes, axes, scalars, biases
 _CHUNK = 16 << 20
@@ -65,7 +65,7 @@ def read(path: Path) -> OnnxFile:
     files = _DataFiles(path.parent)
     proto, weights = _set_apart(proto, files)
     for name, content in sorted(files.digests.items()):
-        digest.update(name.encode() + b"\0" + content)
+        digest.update(os.fsencode(name) + b"\0" + content)
     size += files.size
     _check(path, proto)
     return OnnxFile(path=path, proto=proto, weights=weights, sha256=digest.hexdigest(), size=size)
@@ -99,20 +99,45 @@ def _parse(path: Path, data: bytes) -> Any:
         raise ModelError(f"{path} is not an ONNX model: it has no graph with outputs")
     if len(proto.graph.node) > MAX_MODEL_NODES:
         raise ModelError(f"{path} has more than {MAX_MODEL_NODES} nodes")
+    if proto.graph.sparse_initializer:
+        raise ModelError(
+            f"{path} holds sparse tensors, which are not supported", "export it with dense weights"
+        )
+    if any(isinstance(name, bytes) for name in _names(proto.graph)):
+        raise ModelError(f"{path} is not a valid ONNX model: a name in it is not UTF-8 text")
     return proto
 
 
-def _check(path: Path, proto: Any) -> None:
-    """Raise ModelError where onnx's checker objects.
+def _names(graph: Any) -> Iterator[str | bytes]:
+    """Yield the names in a graph and its subgraphs; protobuf hands broken text out as bytes."""
+    for info in [*graph.input, *graph.output, *graph.initializer]:
+        yield info.name
+    for info in graph.input:
+        yield from (dim.dim_param for dim in info.type.tensor_type.shape.dim)
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield attribute.name
+            for inner in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
+                yield from _names(inner)
 
-    To an input or output without a shape it would, but exporters write them and ONNX Runtime takes
-    them: outputs' shapes follow, and `shapes.fix` asks for inputs'.
+
+def _check(path: Path, proto: Any) -> None:
+    """Raise ModelError where onnx's checker objects, except to two things.
+
+    An input or output without a shape: exporters write them and ONNX Runtime takes them; outputs'
+    shapes follow from the nodes, and `shapes.fix` asks for inputs'. An operator that onnx does not
+    know: the checker would name the first only, `support` lists all.
     """
     checked = onnx.ModelProto()
     checked.CopyFrom(proto)
     for info in [*checked.graph.input, *checked.graph.output]:
         if info.type.HasField("tensor_type"):
             info.type.tensor_type.shape.SetInParent()
+    for node in checked.graph.node:
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type):
+            node.domain = "unknown"
+    checked.opset_import.add(domain="unknown", version=1)
     try:
         onnx.checker.check_model(checked)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
@@ -169,6 +194,7 @@ def _shrink(proto: Any) -> Any:
     small = [onnx.TensorProto.FromString(t.SerializeToString()) for t in kept]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(small)
+    del proto.training_info[:]  # no part of inference
     return onnx.ModelProto.FromString(proto.SerializeToString())
 
 
@@ -180,9 +206,16 @@ def _nested_tensors(proto: Any) -> Iterator[Any]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
+            yield from _sparse_parts([attribute.sparse_tensor, *attribute.sparse_tensors])
             for graph in [attribute.g, *attribute.graphs]:
                 yield from graph.initializer
+                yield from _sparse_parts(graph.sparse_initializer)
                 pending.extend(graph.node)
+
+
+def _sparse_parts(tensors: Iterable[Any]) -> Iterator[Any]:
+    for tensor in tensors:
+        yield from (tensor.values, tensor.indices)
 
 
 def _dtype(tensor: Any) -> np.dtype[Any]:
@@ -224,7 +257,7 @@ class _DataFiles:
     def array(self, tensor: Any) -> np.ndarray[Any, Any]:
         """Return the tensor's data, mapped read-only where its type has whole bytes."""
         entries = {e.key: e.value for e in tensor.external_data}
-        data = self._map(entries.get("location", ""), tensor.name)
+        data = self._map(os.fsdecode(entries.get("location", "")), tensor.name)
         dtype = _dtype(tensor)
         with contextlib.suppress(ValueError):
             offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))

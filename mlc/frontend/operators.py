@@ -248,14 +248,24 @@ def _cast(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
 
 
 def _identity(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
-    """Identity, and Dropout at inference, hand on their first input."""
+    """Hand on the input."""
     del attributes
     return inputs[0]
 
 
+def _dropout(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """Dropout-1 to -22 at inference: the input, and a mask that keeps all of it."""
+    from tvm import relay
+    from tvm.relay.frontend.common import infer_shape
+
+    if attributes["outputs"] == 1:
+        return inputs[0]
+    return relay.Tuple([inputs[0], relay.ones(infer_shape(inputs[0]), "bool")])
+
+
 OWN: dict[str, Converter] = {
     "Cast": _cast,
-    "Dropout": _identity,
+    "Dropout": _dropout,
     "Gelu": _gelu,
     "Identity": _identity,
     "LayerNormalization": _layer_norm,

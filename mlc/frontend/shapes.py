@@ -16,7 +16,7 @@ from mlc.errors import ModelError, UsageError, did_you_mean
 from mlc.events import Notice, OnEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from mlc.frontend.onnx_file import OnnxFile
 
@@ -25,6 +25,7 @@ _EXAMPLES = (  # what a pasted suggestion says, by what the dimension's name rem
     (re.compile(r"height|width|^[hw]$|image|size", re.IGNORECASE), 224),
     (re.compile(r"seq|length|len|tokens?|^[ts]$", re.IGNORECASE), 128),
 )
+_MAX_DIGITS = 9  # of a size: far beyond what a tensor can have, and within 32 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,20 +48,22 @@ def parse(options: Sequence[str]) -> ShapeRequest:
         name, colon, sizes = option.rpartition(":")
         dim, equals, size = option.rpartition("=")
         if colon and re.fullmatch(r"(\d+(,\d+)*)?", sizes.replace(" ", "")):
-            inputs[name] = tuple(int(size) for size in sizes.split(",") if size.strip())
+            inputs[name] = tuple(_size(size) for size in sizes.split(",") if size.strip())
         elif equals and size.strip().isdecimal():
-            dims[dim.strip()] = int(size)
+            dims[dim] = _size(size)
         else:
             raise UsageError(
                 f"--shape {option!r} is not understood",
                 "write `--shape input:1,3,224,224` (a whole input) or `--shape batch=1` (a "
                 "named dimension)",
             )
-    if any(size < 1 for shape in inputs.values() for size in shape) or any(
-        size < 1 for size in dims.values()
-    ):
-        raise UsageError("--shape needs sizes of at least 1")
     return ShapeRequest(inputs=inputs, dims=dims)
+
+
+def _size(text: str) -> int:
+    if len(text.strip()) > _MAX_DIGITS or int(text) < 1:
+        raise UsageError(f"--shape needs sizes from 1 to {10**_MAX_DIGITS - 1}")
+    return int(text)
 
 
 def fix(file: OnnxFile, request: ShapeRequest, on_event: OnEvent) -> OnnxFile:
@@ -85,7 +88,7 @@ def fix(file: OnnxFile, request: ShapeRequest, on_event: OnEvent) -> OnnxFile:
         if name in request.inputs:
             _set_shape(info, request.inputs[name])
         elif not info.type.tensor_type.HasField("shape"):
-            unknown.append(f"--shape '{name}:1,3,224,224'")
+            unknown.append(_option(f"{name}:1,3,224,224"))
         else:
             unknown += _fix_dims(info, request.dims, on_event)
     if unknown:
@@ -117,7 +120,8 @@ def _check_names(request: ShapeRequest, inputs: dict[str, Any]) -> None:
 def _set_shape(info: Any, shape: tuple[int, ...]) -> None:
     tensor = info.type.tensor_type
     old = tensor.shape.dim if tensor.HasField("shape") else None
-    declared = [d.dim_value if d.HasField("dim_value") else None for d in old or ()]
+    # Some exporters write -1 or 0 for an open dimension.
+    declared = [d.dim_value if d.dim_value > 0 else None for d in old or ()]
     clash = old is not None and (
         len(declared) != len(shape)
         or any(d not in (None, size) for d, size in zip(declared, shape, strict=True))
@@ -138,7 +142,7 @@ def _fix_dims(info: Any, sizes: dict[str, int], on_event: OnEvent) -> list[str]:
     """Fix the open dimensions of one input; return an option for each that stays open."""
     unknown = []
     for position, dim in enumerate(info.type.tensor_type.shape.dim):
-        if dim.HasField("dim_value") and dim.dim_value > 0:
+        if dim.dim_value > 0:
             continue
         label = dim.dim_param or f"dimension {position}"
         if dim.dim_param in sizes:
@@ -147,8 +151,8 @@ def _fix_dims(info: Any, sizes: dict[str, int], on_event: OnEvent) -> list[str]:
             dim.dim_value = 1
             on_event(Notice(text=f"input {info.name!r}: {label} is set to 1 (batch-like)"))
         else:
-            unknown.append(_suggestion(info, dim.dim_param))
-    return unknown
+            unknown.append(dim.dim_param)
+    return [_suggestion(info, name) for name in unknown]
 
 
 def _example(name: str) -> int | None:
@@ -157,12 +161,16 @@ def _example(name: str) -> int | None:
 
 def _suggestion(info: Any, dim_param: str) -> str:
     if dim_param:
-        return f"--shape '{dim_param}={_example(dim_param) or 16}'"
-    sizes = [d.dim_value or (1 if k == 0 else 16) for k, d in enumerate(_dims(info))]
-    return f"--shape '{info.name}:{','.join(map(str, sizes))}'"
+        return _option(f"{dim_param}={_example(dim_param) or 16}")
+    dims = info.type.tensor_type.shape.dim
+    sizes = [d.dim_value if d.dim_value > 0 else _example(d.dim_param) or 16 for d in dims]
+    return _option(f"{info.name}:{','.join(map(str, sizes))}")
 
 
-_dims: Callable[[Any], Sequence[Any]] = lambda info: info.type.tensor_type.shape.dim  # noqa: E731
+def _option(value: str) -> str:
+    # Names are untrusted, and this is meant to be pasted into a shell.
+    escaped = value.replace("'", "'\"'\"'")
+    return f"--shape '{escaped}'"
 
 
 def _forget_inner_shapes(proto: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import onnx
 
+from mlc import ort_env
 from mlc.events import Notice, OnEvent
 from mlc.frontend.onnx_file import KEEP_BYTES, OnnxFile, take_weights
 
@@ -34,8 +35,7 @@ def simplify(file: OnnxFile, on_event: OnEvent) -> OnnxFile:
 
 
 def _optimized(file: OnnxFile) -> OnnxFile:
-    import onnxruntime as ort
-
+    ort = ort_env.onnxruntime()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 4

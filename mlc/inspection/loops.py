@@ -97,9 +97,6 @@ def observe(job: Job, settings: Settings) -> tuple[Any, Lowering]:
     Raises:
         BuildError: there is no schedule for it, or lowering failed.
     """
-    from tvm.relay.backend import te_compiler
-
-    te_compiler.get().clear()  # a function that it lowered before would pass unseen
     record = Lowering()
     with settings.dispatch:
         tir = lower(job, settings, [_instrument(record)])

@@ -80,14 +80,14 @@ def _compiled(
     from mlc.codegen.kernels import Namer, Settings
     from mlc.driver import load, timed
     from mlc.passes.run import optimize
-    from mlc.tune.records import BestConfigs, dispatch_context
+    from mlc.tune.dispatch import dispatch_context
 
     directory = Path(options.dump_ir) if options.dump_ir is not None else None
     dump = PassDump(directory) if directory is not None else None
     graph = GraphRows(options.opt_level)
     model, _ = load(file, options.shapes, on_event)
     llvm = build.tvm_target(chosen, options.opt_level)
-    dispatch = dispatch_context(BestConfigs())
+    dispatch = dispatch_context(lambda _key: None)
     settings = Settings(target=llvm, level=options.opt_level, dispatch=dispatch)
     observers: list[Callable[[Any], None]] = [dump] if dump else []
     observers += [graph] if options.passes else []

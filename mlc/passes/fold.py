@@ -118,6 +118,14 @@ def _divide(operands: Sequence[Any], _attrs: Any, kind: Any) -> Any:
     return np.trunc(left / right) if np.abs(left).max(initial=0) < 2**52 else None
 
 
+def _power(operands: Sequence[Any], _attrs: Any, _kind: Any) -> Any:
+    base, exponent = operands
+    if exponent.dtype.kind == "i" and np.any(exponent < 0):
+        return None  # numpy has no integer for it
+    with np.errstate(all="ignore"):
+        return np.power(base, exponent)
+
+
 def _concatenate(operands: Sequence[Any], attrs: Any, _kind: Any) -> Any:
     return np.concatenate(operands[0], axis=int(attrs.axis))
 
@@ -248,7 +256,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "negative": _plain(np.negative),
     "nn.batch_flatten": _reshape,
     "ones": _ones,
-    "power": _plain(np.power),
+    "power": _power,
     "repeat": _repeat,
     "reshape": _reshape,
     "rsqrt": _plain(lambda value: 1 / np.sqrt(value)),

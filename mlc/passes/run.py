@@ -42,8 +42,10 @@ def optimize(model: Model, target: Any, level: int, observe: Observe | None = No
     from tvm.ir.transform import PassContext
 
     module = relay.transform.InferType()(model.module)
+    rest = replace(model, module=None)
+    del model  # passes make new weights; the old ones can go as soon as nobody needs them
     ran: list[str] = []
-    with target, PassContext(opt_level=3):
+    with target:
         operators = count_operators(module)
         for row in pipeline(level):
             if not row.applies(operators):
@@ -51,7 +53,8 @@ def optimize(model: Model, target: Any, level: int, observe: Observe | None = No
             started = time.perf_counter()
             try:
                 assert row.run is not None
-                after = row.run(module)
+                with PassContext(opt_level=3):  # one each: a context holds its first module
+                    after = row.run(module)
             except MlcError:
                 raise
             except Exception as error:
@@ -67,7 +70,7 @@ def optimize(model: Model, target: Any, level: int, observe: Observe | None = No
             if observe is not None:
                 observe(PassRun(row=row, before=module, after=after, seconds=seconds))
             module = after
-    return replace(model, module=module)
+    return replace(rest, module=module)
 
 
 def count_operators(module: Any) -> Counter[str]:

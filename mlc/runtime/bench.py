@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlc import ort_env
 from mlc.artifact import read_manifest
 from mlc.cpu import physical_cores
 from mlc.errors import RunError, UsageError, did_you_mean
@@ -163,8 +164,7 @@ def _compare(ours: Side, peer: Side) -> Comparison:
 
 def _onnxruntime(model: Path, session: Session, arrays: Mapping[str, Array], threads: int) -> Side:
     """Return ONNX Runtime on the model; its inputs and outputs are bound once."""
-    import onnxruntime
-
+    onnxruntime = ort_env.onnxruntime()
     reference = Reference(model, optimize=True, threads=threads)
     outputs = reference.run(arrays)
     binding = reference.session.io_binding()

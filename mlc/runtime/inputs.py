@@ -91,15 +91,16 @@ def random(
 def _load_npy(path: Path) -> Array:
     _check_size(path)
     try:
-        return np.asarray(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise RunError(f"cannot read {path}: {_why(error)}", "save it with numpy.save") from None
 
 
 def _load_npz(path: Path) -> dict[str, Array]:
     _check_size(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file) as archive:
             return {name: np.asarray(archive[name]) for name in archive.files}
     except Exception as error:  # noqa: BLE001 - zipfile, zlib and numpy each raise their own
         raise RunError(f"cannot read {path}: {_why(error)}", "save it with numpy.savez") from None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from mlc.errors import RunError, UsageError
 from mlc.events import Notice, OnEvent
 from mlc.runtime import inputs as sources
-from mlc.runtime.session import check_inputs
+from mlc.runtime.session import check_inputs, check_names
 from mlc.runtime.session import open as open_session
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def run(options: RunOptions, on_event: OnEvent) -> dict[str, np.ndarray[Any, Any
         raise UsageError(f"outputs are saved as .npz, not {options.output!r}")
     with open_session(options.artifact, threads=options.threads) as session:
         arrays = sources.read(options.inputs, session.inputs)
+        check_names(session.inputs, arrays)
         missing = [spec for spec in session.inputs if spec.name not in arrays]
         if missing and not options.random:
             raise RunError(
@@ -51,13 +53,21 @@ def run(options: RunOptions, on_event: OnEvent) -> dict[str, np.ndarray[Any, Any
     return outputs
 
 
+def _write_npz(file: IO[bytes], arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Write arrays as `np.savez` would, which has parameters that a name could be equal to."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
 def _save(path: Path, outputs: dict[str, np.ndarray[Any, Any]]) -> None:
     """Write an .npz whole or not at all."""
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         try:
             with os.fdopen(descriptor, "wb") as file:
-                np.savez(file, **outputs)  # type: ignore[arg-type]
+                _write_npz(file, outputs)
             Path(temporary).replace(path)
         finally:
             Path(temporary).unlink(missing_ok=True)

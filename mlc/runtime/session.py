@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,8 +60,10 @@ class Session:
             Fresh arrays by output name, shapes and dtypes as in `self.outputs`.
 
         Raises:
-            RunError: an input is missing, unknown, or of another shape or dtype.
+            RunError: an input is missing, unknown, or of another shape or dtype; or the session is
+                closed.
         """
+        self._require_open()
         for view, array in zip(self.input_views, self._ordered(inputs), strict=True):
             np.copyto(view, array)
         self.run_in_place()
@@ -72,8 +74,7 @@ class Session:
 
     def run_in_place(self) -> None:
         """Run on what `input_views` hold; results appear in `output_views`. Copies nothing."""
-        if self._artifact is None:
-            raise RunError("the session is closed")
+        self._require_open()
         self._run()
 
     def close(self) -> None:
@@ -81,6 +82,10 @@ class Session:
         self._artifact = None
         self._executor = self._run = None
         self._tensors, self._results = [], []
+
+    def _require_open(self) -> None:
+        if self._artifact is None:
+            raise RunError("the session is closed", f"open {self.path} again")
 
     def __enter__(self) -> Session:
         return self
@@ -126,10 +131,7 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> li
     Raises:
         RunError: one is missing, unknown or does not fit.
     """
-    names = [spec.name for spec in specs]
-    for name in inputs:
-        if name not in names:
-            raise RunError(f"the model has no input {name!r}", did_you_mean(name, names))
+    check_names(specs, inputs)
     ordered = []
     for spec in specs:
         if spec.name not in inputs:
@@ -144,6 +146,14 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> li
             )
         ordered.append(array)
     return ordered
+
+
+def check_names(specs: Sequence[TensorSpec], given: Iterable[str]) -> None:
+    """Raise RunError for a name that no input has."""
+    names = [spec.name for spec in specs]
+    for name in given:
+        if name not in names:
+            raise RunError(f"the model has no input {name!r}", did_you_mean(name, names))
 
 
 def set_threads(count: int | None) -> None:

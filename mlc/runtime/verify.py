@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlc import ort_env
 from mlc.errors import MismatchError, ModelError, RunError
 from mlc.events import Notice, OnEvent, ignore
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from mlc.model import TensorSpec
     from mlc.options import VerifyOptions
+    from mlc.runtime.session import Session
 
 Array = np.ndarray[Any, Any]
 
@@ -81,8 +83,12 @@ class Verification:
         return all(check.passed for check in self.outputs)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as JSON data."""
-        return {"passed": self.passed, **asdict(self)}
+        """Return the result as JSON data, which has no infinity: that becomes the text "inf"."""
+        facts = asdict(self)
+        for check in facts["outputs"]:
+            for key in ("max_abs", "max_rel"):
+                check[key] = check[key] if np.isfinite(check[key]) else str(check[key])
+        return {"passed": self.passed, **facts}
 
 
 def compare(name: str, ours: Array, reference: Array) -> OutputCheck:
@@ -150,8 +156,7 @@ class Reference:
     """ONNX Runtime on the original file, its graph optimizer switched off."""
 
     def __init__(self, path: Path, *, optimize: bool = False, threads: int | None = None):
-        import onnxruntime as ort
-
+        ort = ort_env.onnxruntime()
         options = ort.SessionOptions()
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = (
@@ -171,7 +176,8 @@ class Reference:
                 "`mlc compile --no-verify` compiles without a reference (recorded in the artifact)",
             ) from None
         self.name = f"onnxruntime {ort.__version__}"
-        self.outputs = [output.name for output in self.session.get_outputs()]
+        self.inputs = [value.name for value in self.session.get_inputs()]
+        self.outputs = [value.name for value in self.session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the reference outputs by name."""
@@ -189,7 +195,8 @@ def verify(options: VerifyOptions, on_event: OnEvent = ignore) -> Verification:
     Raises:
         ArtifactError: the artifact cannot be opened.
         ModelError: the reference cannot load the model.
-        MismatchError: never; look at `Verification.passed` (or call `require`).
+        MismatchError: the model has other inputs or outputs. Otherwise look at
+            `Verification.passed`, or call `require`.
     """
     from mlc.runtime import inputs as sources
     from mlc.runtime.session import open as open_session
@@ -197,6 +204,7 @@ def verify(options: VerifyOptions, on_event: OnEvent = ignore) -> Verification:
     with open_session(options.artifact) as session:
         _warn_if_other_model(session.manifest, Path(options.model), on_event)
         reference = Reference(Path(options.model))
+        _require_same_names(session, reference, options)
         bounds = session.manifest.get("index_bounds", {})
         rounds = []
         if options.inputs:
@@ -230,6 +238,17 @@ def require(verification: Verification, what: str) -> None:
         raise MismatchError(
             f"{what} differs from {verification.reference} (seed {verification.seed}):\n{listing}",
             "a lower level may show which pass is wrong: `mlc compile -O0`, `-O1`, `-O2`",
+        )
+
+
+def _require_same_names(session: Session, reference: Reference, options: VerifyOptions) -> None:
+    ours = [spec.name for spec in (*session.inputs, *session.outputs)]
+    theirs = [*reference.inputs, *reference.outputs]
+    if sorted(ours) != sorted(theirs):
+        raise MismatchError(
+            f"{options.artifact} has the inputs and outputs {', '.join(ours)}, but {options.model} "
+            f"has {', '.join(theirs)}",
+            "give the model that the artifact was compiled from",
         )
 
 

@@ -1,0 +1,216 @@
+"""`mlc tune`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlc.errors import Interrupted, UsageError
+from mlc.options import OPT_LEVELS, TuneOptions
+
+DEFAULTS = {field.name: field.default for field in fields(TuneOptions)}
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option(
+    "-n",
+    "--trials",
+    type=int,
+    help="Measurements in all, known ones included. "
+    f"[default: mlc.toml's, else {DEFAULTS['trials']}]",
+)
+@click.option("--budget", help="Time, such as 20m, 90s or 1h; whichever ends first.")
+@click.option("-t", "--target", help="What to tune for [default: mlc.toml's, else llvm].")
+@click.option(
+    "-O",
+    "--opt-level",
+    type=click.IntRange(OPT_LEVELS[0], OPT_LEVELS[-1]),
+    default=DEFAULTS["opt_level"],
+    show_default=True,
+    help="As for `mlc compile`.",
+)
+@click.option(
+    "-s",
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME:1,3,224,224|DIM=1",
+    help="As for `mlc compile`.",
+)
+@click.option("--logs", help="Where records are kept [default: tuning_logs beside mlc.toml].")
+@click.option("--list", "list_only", is_flag=True, help="Show the tasks and measure nothing.")
+@click.option("--tasks", help="Only these: positions (0,2-4) or parts of their names.")
+@click.option(
+    "--tuner",
+    type=click.Choice(["xgb", "random", "grid", "ga"]),
+    default=DEFAULTS["tuner"],
+    show_default=True,
+    help="Who proposes configs.",
+)
+@click.option(
+    "--features",
+    type=click.Choice(["knob", "itervar"]),
+    default=DEFAULTS["features"],
+    show_default=True,
+    help="What the cost model sees; itervar lowers every candidate.",
+)
+@click.option(
+    "--loss",
+    type=click.Choice(["rank", "reg"]),
+    default=DEFAULTS["loss"],
+    show_default=True,
+    help="What the cost model learns.",
+)
+@click.option(
+    "--transfer/--no-transfer",
+    default=DEFAULTS["transfer"],
+    show_default=True,
+    help="Let records of other tasks train the cost model first.",
+)
+@click.option("--seed", default=DEFAULTS["seed"], show_default=True, help="Seed of the search.")
+@click.option("--threads", type=click.IntRange(1), help="Threads [default: physical cores].")
+@click.option(
+    "--run-timeout",
+    type=float,
+    default=DEFAULTS["run_timeout"],
+    show_default=True,
+    help="Seconds that a candidate may run.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Only warnings on stderr.")
+@click.option("--json", "json_mode", is_flag=True, help="Result and progress as JSON.")
+def tune(
+    model: str | None,
+    trials: int | None,
+    budget: str | None,
+    target: str | None,
+    logs: str | None,
+    list_only: bool,
+    quiet: bool,
+    json_mode: bool,
+    **asked: Any,
+) -> None:
+    """Tune a MODEL's subgraphs on this machine, and keep every measurement.
+
+    The budget goes where it pays: each batch to the task with the best expected gain for the whole
+    model. Everything measured is kept in tuning_logs/, batch by batch; interrupted, the same command
+    continues where it was, and `mlc compile` uses the best records from then on.
+
+    \b
+      mlc tune model.onnx --trials 500
+      mlc tune --budget 20m            the model of mlc.toml, or the only .onnx file here
+      mlc tune model.onnx --list
+    """  # fmt: skip
+    from mlc import isolate, project
+
+    here = project.load(Path.cwd())
+    path = Path(model) if model else project.require_model(here)
+    options = TuneOptions(
+        **{
+            **asked,
+            "model": str(path),
+            "shapes": asked["shapes"] or (() if model else here.shapes),
+            "target": target or (None if model else here.target) or DEFAULTS["target"],
+            "trials": _first(trials, here.trials, DEFAULTS["trials"]),
+            "logs": logs or str(here.logs or here.folder / project.LOGS),
+            "budget": None if budget is None else seconds(budget),
+        }
+    )
+    from mlc.cli.tune_view import View
+
+    with View(json_mode=json_mode, quiet=quiet) as view:
+        if list_only:
+            found = isolate.call("mlc.tune.run:list_tasks", replace(options, trials=0), view)
+        else:
+            try:
+                found = isolate.call("mlc.tune.run:tune_model", options, view)
+            except KeyboardInterrupt:
+                again = shlex.join(["mlc", *sys.argv[1:]])
+                raise Interrupted(
+                    "interrupted; what was measured is kept", f"continue with `{again}`"
+                ) from None
+    if json_mode:
+        click.echo(json.dumps(found))
+    elif list_only:
+        _show_tasks(found)
+    else:
+        _show_report(found)
+
+
+def seconds(text: str) -> float:
+    """Return the seconds in a time such as 90s, 20m or 1.5h; a bare number is seconds.
+
+    Raises:
+        UsageError: it is no time.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if found is None:
+        raise UsageError(f"--budget {text!r} is no time", "write 90s, 20m or 1.5h")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
+
+
+def _show_tasks(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from mlc.cli.render import console
+
+    table = Table(title=f"tasks on {found['device']}", title_justify="left", box=None)
+    for column in ("#", "task", "shapes", "calls", "MFLOP", "ms", "share", "measured"):
+        table.add_column(column, justify="left" if column in ("task", "shapes") else "right")
+    for position, task in enumerate(found["tasks"]):
+        table.add_row(
+            str(position), task["id"], task["shapes"], str(task["calls"]),
+            f"{task['flops'] / 1e6:.1f}", f"{task['seconds'] * 1e3:.3f}", f"{task['share']:.1%}",
+            str(task["measured"]),
+        )  # fmt: skip
+    console().print(table)
+
+
+def _show_report(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from mlc.cli.render import console
+
+    title = f"{found['measured']} measured, {found['known']} known before, {found['seconds']:.0f} s"
+    table = Table(title=title, title_justify="left", box=None)
+    columns = (
+        "task",
+        "shapes",
+        "calls",
+        "trials",
+        "before us",
+        "after us",
+        "gain",
+        "GFLOP/s",
+        "output",
+    )
+    for column in columns:
+        left = column in ("task", "shapes", "output")
+        table.add_column(column, justify="left" if left else "right")
+    for task in found["tasks"]:
+        before, after = task["untuned"], task["best"]
+        table.add_row(
+            task["id"], task["shapes"], str(task["calls"]), str(task["trials"]),
+            f"{before * 1e6:.1f}" if before else "", f"{after * 1e6:.1f}" if after else "",
+            f"{before / after:.2f}x" if before and after else "",
+            f"{task['flops'] / after / 1e9:.1f}" if after else "", task["checked"],
+        )  # fmt: skip
+    console().print(table)
+    model = found["model"]
+    if model:
+        console().print(
+            f"model: {model['before'] * 1e3:.2f} ms -> {model['after'] * 1e3:.2f} ms, "
+            f"{model['ratio']:.2f}x ({model['low']:.2f} to {model['high']:.2f})"
+        )
+    console().print(f"records: {found['logs']} ({found['device']})", soft_wrap=True)

@@ -1,0 +1,118 @@
+"""`mlc.toml`: what `mlc compile` and `mlc tune` work on when nothing else is said.
+
+    [model]
+    path = "resnet18.onnx"
+    shapes = ["batch=1"]
+
+    [tune]
+    trials = 500
+    target = "llvm"
+    logs = "tuning_logs"
+
+Paths are relative to the file. Without one, the only `.onnx` file of the folder is the model.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlc.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAME = "mlc.toml"
+LOGS = "tuning_logs"
+_MAX_BYTES = 1 << 20
+_SCHEMA: dict[str, dict[str, type]] = {
+    "model": {"path": str, "shapes": list},
+    "tune": {"trials": int, "target": str, "logs": str},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """What a folder says about its model; None where it says nothing."""
+
+    folder: Path
+    model: Path | None = None
+    shapes: tuple[str, ...] = ()
+    trials: int | None = None
+    target: str | None = None
+    logs: Path | None = None
+
+
+def load(folder: Path) -> Project:
+    """Return the project of a folder: from its mlc.toml, else from the .onnx files in it.
+
+    Raises:
+        UsageError: mlc.toml cannot be read, or has unknown or wrong entries.
+    """
+    file = folder / NAME
+    if not file.exists():
+        models = sorted(folder.glob("*.onnx"))
+        return Project(folder=folder, model=models[0] if len(models) == 1 else None)
+    data = _read(file)
+    for section, entries in data.items():
+        _check_section(file, section, entries)
+    model, tune = data.get("model", {}), data.get("tune", {})
+    return Project(
+        folder=folder,
+        model=folder / model["path"] if "path" in model else None,
+        shapes=tuple(model.get("shapes", ())),
+        trials=tune.get("trials"),
+        target=tune.get("target"),
+        logs=folder / tune["logs"] if "logs" in tune else None,
+    )
+
+
+def require_model(project: Project) -> Path:
+    """Return the project's model.
+
+    Raises:
+        UsageError: it names none, and the folder has no or several .onnx files (they are listed).
+    """
+    if project.model is not None:
+        return project.model
+    models = sorted(path.name for path in project.folder.glob("*.onnx"))
+    if len(models) == 1:  # beside an mlc.toml that names none
+        return project.folder / models[0]
+    if models:
+        shown = ", ".join(models[:20])
+        raise UsageError(f"which model? the folder has {shown}", f"name one, or write a {NAME}")
+    raise UsageError(
+        "no model was named, and the folder has no .onnx file",
+        f"give its path, or write a {NAME} with `[model]` and `path = ...`",
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        data = file.read_bytes()
+        if len(data) > _MAX_BYTES:
+            raise UsageError(f"{file} is larger than {_MAX_BYTES >> 20} MiB")
+        parsed: dict[str, Any] = tomllib.loads(data.decode())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot read {file}: {error}") from None
+    return parsed
+
+
+def _check_section(file: Path, section: str, entries: Any) -> None:
+    if section not in _SCHEMA or not isinstance(entries, dict):
+        raise UsageError(f"{file}: unknown section [{section}]", did_you_mean(section, _SCHEMA))
+    for key, value in entries.items():
+        kind = _SCHEMA[section].get(key)
+        if kind is None:
+            raise UsageError(
+                f"{file}: unknown entry {key!r} in [{section}]", did_you_mean(key, _SCHEMA[section])
+            )
+        wrong = not isinstance(value, kind) or isinstance(value, bool)
+        if wrong or (kind is list and not all(isinstance(item, str) for item in value)):
+            name = "a list of strings" if kind is list else {str: "a string", int: "a number"}[kind]
+            raise UsageError(f"{file}: {key!r} in [{section}] must be {name}")

@@ -1,0 +1,111 @@
+"""The end of a tuning run: which config of each task is used from now on.
+
+The lowest of many noisy measurements is biased ("winner's curse"). So the best few of each task are
+timed once more, interleaved with the fallback, and the choice among them is recorded; the output of
+the winner must agree with the fallback's.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlc.events import Notice
+from mlc.tune.record import FALLBACK, Record
+
+if TYPE_CHECKING:
+    from mlc.tune.run import Run
+
+ROUNDS = 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was chosen for a task: config index (`FALLBACK`: the default), seconds of both."""
+
+    key: str
+    index: int
+    tuned: float
+    untuned: float
+    checked: str
+
+
+def choose_winners(run: Run) -> list[Choice]:
+    """Time the best configs of each task again, beside the fallback; record and return the choices.
+
+    Tasks that have nothing new since their last choice are left as they are.
+    """
+    groups = {
+        key: run.best_indices(key)
+        for key in run.by_key
+        if run.progress.trials.get(key) and run.best_indices(key)
+    }
+    keys = list(groups)
+    timings = run.measurer.interleaved(
+        [[(key, None), *((key, index) for index in groups[key])] for key in keys], ROUNDS
+    )
+    choices = []
+    for key, outcomes in zip(keys, timings, strict=True):
+        costs = [outcome.costs for outcome in outcomes]
+        if not costs[0]:
+            why = outcomes[0].reason
+            run.on_event(Notice(text=f"{run.by_key[key].id}: timing again failed ({why})"))
+            continue
+        choices.append(_choose(run, key, groups[key], costs))
+    return choices
+
+
+def _choose(run: Run, key: str, indices: list[int], costs: list[tuple[float, ...]]) -> Choice:
+    """Take the fastest config that is right and faster than the fallback (`costs[0]`), or that."""
+    untuned = statistics.median(costs[0])
+    ranked = sorted(
+        (statistics.median(found), index, found)
+        for found, index in zip(costs[1:], indices, strict=True)
+        if found
+    )
+    for cost, index, found in ranked:
+        if cost >= untuned:
+            break
+        check = run.measurer.check([(key, index, None)])[0]
+        if check.passed is False:
+            run.on_event(
+                Notice(
+                    text=f"{run.by_key[key].id}: config {index} computes something else than the "
+                    f"default and is not used ({check.detail})",
+                    level="warning",
+                )
+            )
+            continue
+        _record(run, key, index, found)
+        word = "agrees with the default" if check.passed else check.detail
+        return Choice(key=key, index=index, tuned=cost, untuned=untuned, checked=word)
+    _record(run, key, FALLBACK, costs[0])
+    return Choice(key=key, index=FALLBACK, tuned=untuned, untuned=untuned, checked="is the default")
+
+
+def take_back(run: Run) -> None:
+    """Record the default for every task of this run: the model is not faster with the others."""
+    for key, task in run.by_key.items():
+        if run.progress.trials.get(key):
+            _record(run, key, FALLBACK, (task.seconds or 1.0,))
+
+
+def _record(run: Run, key: str, index: int, costs: tuple[float, ...]) -> None:
+    config = run.config(key, index)
+    run.store.append(
+        [
+            Record(
+                workload=key,
+                config=config,
+                target=run.subject.chosen.tvm,
+                device=run.subject.device.id,
+                template_hash=run.hashes[run.by_key[key].template],
+                costs=costs,
+                timestamp=time.time(),
+                run=run.id,
+                chosen=True,
+            )
+        ]
+    )

@@ -1,0 +1,228 @@
+"""One candidate kernel: built in memory and timed.
+
+Nothing here touches a file: LLVM compiles into the process, by the code generator that writes
+object files for an artifact.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlc import tvm_env
+from mlc.codegen import kernels
+from mlc.errors import BuildError
+from mlc.runtime.timing import CROWDED, waiting_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Array = np.ndarray[Any, Any]
+
+_SYMBOL = "candidate"
+_FLUSH = "cache_flush_cpu_non_first_arg"
+_MAX_COLD_RUNS = 100  # per repeat, when the caches are flushed before each run
+_PATTERN = 65_521  # time does not depend on the values: so many random ones, again and again
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How candidates are measured.
+
+    `workers` build at a time; a kernel runs on `threads` threads. `build_timeout` and `run_timeout`
+    are seconds per candidate, `memory_bytes` is what it may allocate. A kernel is called until
+    `warm_up_ms` are over; each of `repeat` costs is then the mean of calls over `min_repeat_ms`. A
+    repeat during which its threads had to wait for cores is taken again, `retries` times at most
+    for a kernel. `flush` empties the caches of all arguments but the first (in AutoTVM's order that
+    is the output) before each call. `cooldown` seconds pass before each candidate runs.
+    """
+
+    workers: int
+    threads: int
+    build_timeout: float
+    run_timeout: float
+    memory_bytes: int
+    repeat: int = 3
+    min_repeat_ms: float = 40.0
+    warm_up_ms: float = 10.0
+    retries: int = 2
+    cooldown: float = 0.0
+    flush: bool = False
+    seed: int = 0
+
+
+class CandidateError(Exception):
+    """A candidate failed, for one of the reasons of `mlc.tune.record.REASONS`."""
+
+    def __init__(self, reason: str, message: str):
+        self.reason = reason
+        super().__init__(message)
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """A candidate on its way: built, timed (`costs`: seconds per call), or failed (`error`).
+
+    `index` None is the template's fallback config, `tensors` are the kernel's arguments in TE,
+    `number` is how often it is called per repeat.
+    """
+
+    task: Any
+    index: int | None
+    settings: Settings
+    error: CandidateError | None = None
+    costs: list[float] = field(default_factory=list)
+    build_seconds: float = 0.0
+    run_seconds: float = 0.0
+    number: int = 1
+    retried: int = 0
+    module: Any = None
+    tensors: Sequence[Any] = ()
+    arguments: Sequence[Any] = ()
+
+    def guard(self, reason: str, step: Callable[..., Any], *args: Any) -> Any:
+        """Take a step, unless one has failed, and return its value; an exception goes to `error`."""
+        if self.error is not None:
+            return None
+        try:
+            return step(*args)
+        except CandidateError as error:
+            self.error = error
+        except Exception as error:  # noqa: BLE001 - TVM raises anything; the text is kept
+            self.error = CandidateError(reason, _text(error))
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of `measure.Outcome`."""
+        return {
+            "costs": self.costs if self.error is None else [],
+            "reason": self.error.reason if self.error else "",
+            "message": str(self.error or ""),
+            "build_seconds": self.build_seconds,
+            "run_seconds": self.run_seconds,
+        }
+
+    def build(self) -> None:
+        """Instantiate the template with the config and compile the schedule.
+
+        Raises:
+            CandidateError: the template or TE refuses the config.
+        """
+        started = time.perf_counter()
+        try:
+            schedule = self._instantiate()
+            self.module = compile_in_memory(schedule, self.tensors, self.task.target)
+        finally:
+            self.build_seconds = time.perf_counter() - started
+
+    def _instantiate(self) -> Any:
+        from tvm.autotvm.task.space import FallbackConfigEntity
+
+        space = self.task.config_space
+        try:
+            config = FallbackConfigEntity() if self.index is None else space.get(self.index)
+            with self.task.target:
+                schedule, self.tensors = self.task.instantiate(config)
+        except Exception as error:
+            raise CandidateError("instantiation", _text(error)) from error
+        if not config.valid():
+            raise CandidateError("instantiation", str(config.errors[-1]))
+        return schedule
+
+    def warm_up(self) -> None:
+        """Allocate the arguments, run until threads and clocks are warm, choose `number`."""
+        self.arguments = [
+            to_tvm(np.resize(random_values((_PATTERN,), t.dtype, self.settings.seed), shape_of(t)))
+            for t in self.tensors
+        ]
+        least = self.settings.min_repeat_ms / 1e3
+        if self._run_once() < least:
+            mean = self._evaluate(1, self.settings.warm_up_ms)
+            self.number = math.ceil(least / max(mean, 1e-9))
+
+    def time(self) -> None:
+        """Add a repeat to `costs`: the least disturbed when other programs hold the cores."""
+        attempts: list[tuple[float, float]] = []
+        while True:
+            waited, started = waiting_seconds(), time.perf_counter()
+            cost = self._repeat()
+            taken = time.perf_counter() - started
+            attempts.append(((waiting_seconds() - waited) / max(taken, 1e-9), cost))
+            if attempts[-1][0] <= CROWDED or self.retried == self.settings.retries:
+                break
+            self.retried += 1
+        self.costs.append(min(attempts)[1])
+
+    def _repeat(self) -> float:
+        if self.number == 1:
+            return self._run_once()
+        if self.settings.flush:
+            return self._evaluate(1, 0, repeat=min(self.number, _MAX_COLD_RUNS), before=_FLUSH)
+        return self._evaluate(self.number, self.settings.min_repeat_ms / 2)
+
+    def _evaluate(
+        self, number: int, at_least_ms: float, *, repeat: int = 1, before: str = ""
+    ) -> float:
+        import tvm
+
+        evaluator = self.module.time_evaluator(
+            _SYMBOL, tvm.cpu(0), number=number, repeat=repeat,
+            min_repeat_ms=int(at_least_ms), f_preproc=before,
+        )  # fmt: skip
+        return float(np.mean(evaluator(*self.arguments).results))
+
+    @property
+    def function(self) -> Any:
+        """The kernel, to be called with TVM tensors."""
+        return self.module.get_function(_SYMBOL)
+
+    def _run_once(self) -> float:
+        function = self.function
+        started = time.perf_counter()
+        function(*self.arguments)
+        return time.perf_counter() - started
+
+
+def compile_in_memory(schedule: Any, tensors: Sequence[Any], target: Any) -> Any:
+    """Return the LLVM module of a schedule, its machine code in memory and ready to run."""
+    import tvm
+
+    settings = kernels.Settings(target=target, level=3, dispatch=None)
+    with target, kernels.pass_context(settings.level):
+        tir = tvm.lower(schedule, list(tensors), name=_SYMBOL)
+    module = kernels.build(kernels.Job(symbol=_SYMBOL, key="", function=None), tir, settings)
+    module.get_function(_SYMBOL)  # only this makes LLVM emit machine code
+    return module
+
+
+def _text(error: BaseException) -> str:
+    cause = error.__cause__ if isinstance(error, BuildError) and error.__cause__ else error
+    text = tvm_env.reason(cause)
+    if isinstance(cause, MemoryError) or "bad_alloc" in text:
+        return f"out of memory ({text})"
+    return text
+
+
+def shape_of(tensor: Any) -> tuple[int, ...]:
+    """Return the shape of a TE tensor."""
+    return tuple(int(size) for size in tensor.shape)
+
+
+def to_tvm(array: Array) -> Any:
+    """Return a copy of the array as a TVM tensor, 64-byte aligned."""
+    from tvm import nd
+
+    return nd.array(array)
+
+
+def random_values(shape: Sequence[int], dtype: str, seed: int) -> Array:
+    """Return seeded values that no arithmetic of a kernel overflows: floats in [-1, 1)."""
+    rng = np.random.default_rng(seed)
+    kind = np.dtype(dtype).kind
+    if kind == "f":
+        return (rng.random(shape, np.float32) * 2 - 1).astype(dtype)
+    return rng.integers(-8 if kind == "i" else 0, 2 if kind == "b" else 8, shape).astype(dtype)
