@@ -1,0 +1,1 @@
+"""Tests in tiers: unit (no TVM), compiler (TVM in this process), e2e (whole commands)."""

@@ -1,0 +1,276 @@
+"""`mlc tune`: what reaches the library from the command line and mlc.toml, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mlc import isolate
+from mlc.cli.tune import seconds, tune
+from mlc.errors import Interrupted, UsageError
+from mlc.options import TuneOptions
+from mlc.tune.run import check_options
+
+PROJECT = """
+[model]
+path = "net.onnx"
+shapes = ["batch=2"]
+
+[tune]
+trials = 77
+target = "x86-64-v3"
+logs = "records"
+"""
+TASK = {
+    "id": "dense_pack.x86-01234567", "template": "dense_pack.x86", "shapes": "1x8 4x8",
+    "calls": 2, "flops": 64, "share": 0.5, "trials": 6,
+    "untuned": 2e-6, "best": 1e-6, "checked": "agrees with the default",
+}  # fmt: skip
+REPORT = {
+    "run": "r1", "device": "here", "logs": "tuning_logs", "measured": 6, "known": 2,
+    "failures": {}, "seconds": 3.0,
+    "tasks": [TASK, {**TASK, "untuned": 0.0, "best": None, "checked": ""}],
+    "model": {"before": 2e-3, "after": 1e-3, "ratio": 2.0, "low": 1.9, "high": 2.1},
+}  # fmt: skip
+LISTED = {
+    "device": "here",
+    "tasks": [{**TASK, "key": "[]", "seconds": 1e-6, "measured": 3, "kernels": []}],
+}
+
+
+class Child:
+    """Stands for the isolated process: notes the request, checks it as that does, answers."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, TuneOptions]] = []
+        self.error: BaseException | None = None
+        self.answers: dict[str, Any] = {"tune_model": REPORT, "list_tasks": LISTED}
+
+    def __call__(self, function: str, options: TuneOptions, on_event: Any = None) -> Any:
+        self.asked.append((function, options))
+        json.dumps(asdict(options))
+        if self.error is not None:
+            raise self.error
+        check_options(options)
+        return self.answers[function.partition(":")[2]]
+
+    @property
+    def options(self) -> TuneOptions:
+        ((_, options),) = self.asked
+        return options
+
+
+@pytest.fixture
+def child(no_compiler: None, monkeypatch: pytest.MonkeyPatch) -> Child:
+    made = Child()
+    monkeypatch.setattr(isolate, "call", made)
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ask(*arguments: str) -> Result:
+    return CliRunner().invoke(tune, list(arguments))
+
+
+def refused(*arguments: str) -> UsageError:
+    result = ask(*arguments)
+    assert isinstance(result.exception, UsageError), result.output
+    return result.exception
+
+
+# -- times --
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90", 90.0),
+        ("90s", 90.0),
+        ("20m", 1200.0),
+        ("1h", 3600.0),
+        ("1.5h", 5400.0),
+        ("0.5 m", 30.0),
+        (" 2s ", 2.0),
+        ("0", 0.0),
+    ],
+)
+def test_times(text: str, expected: float) -> None:
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", "-5", "5d", "1h30m", "m", "1e3", "inf", "nan", "1.", "5 m s"]
+)
+def test_no_times(text: str) -> None:
+    with pytest.raises(UsageError, match="is no time") as error:
+        seconds(text)
+    assert error.value.hint == "write 90s, 20m or 1.5h"
+
+
+# -- what reaches the library --
+
+
+def test_the_defaults(child: Child, folder: Path) -> None:
+    result = ask("net.onnx")
+    assert result.exception is None
+    assert child.asked[0][0] == "mlc.tune.run:tune_model"
+    logs = str(folder / "tuning_logs")
+    assert child.options == TuneOptions(model="net.onnx", logs=logs)
+
+
+def test_every_option(child: Child, folder: Path) -> None:
+    ask(
+        *("net.onnx", "--trials", "9", "--budget", "2m", "--target", "x86-64-v2", "-O", "2"),
+        *("--shape", "batch=1", "--shape", "x:1,2", "--logs", "elsewhere", "--tasks", "0,2-4"),
+        *("--tuner", "ga", "--features", "itervar", "--loss", "reg", "--no-transfer"),
+        *("--seed", "7", "--threads", "3", "--run-timeout", "1.5"),
+    )
+    assert child.options == TuneOptions(
+        model="net.onnx",
+        trials=9,
+        budget=120.0,
+        target="x86-64-v2",
+        opt_level=2,
+        shapes=("batch=1", "x:1,2"),
+        logs="elsewhere",
+        tasks="0,2-4",
+        tuner="ga",
+        features="itervar",
+        loss="reg",
+        transfer=False,
+        seed=7,
+        threads=3,
+        run_timeout=1.5,
+    )
+
+
+def test_the_project_file(child: Child, folder: Path) -> None:
+    (folder / "mlc.toml").write_text(PROJECT)
+    ask()
+    assert child.options == TuneOptions(
+        model=str(folder / "net.onnx"),
+        shapes=("batch=2",),
+        trials=77,
+        target="x86-64-v3",
+        logs=str(folder / "records"),
+    )
+
+
+def test_the_command_line_goes_before_the_project_file(child: Child, folder: Path) -> None:
+    (folder / "mlc.toml").write_text(PROJECT)
+    ask("--trials", "0", "--target", "llvm", "--shape", "batch=4", "--logs", "mine")
+    assert child.options == TuneOptions(
+        model=str(folder / "net.onnx"), shapes=("batch=4",), trials=0, target="llvm", logs="mine"
+    )
+
+
+def test_another_model_than_the_project_s(child: Child, folder: Path) -> None:
+    """Shapes and target are the project's model's, as for `mlc compile`; trials and logs stand."""
+    (folder / "mlc.toml").write_text(PROJECT)
+    ask("other.onnx")
+    assert child.options == TuneOptions(model="other.onnx", trials=77, logs=str(folder / "records"))
+
+
+def test_the_only_model_here(child: Child, folder: Path) -> None:
+    (folder / "only.onnx").touch()
+    ask("--trials", "5")
+    assert child.options.model == str(folder / "only.onnx")
+
+
+def test_no_trials_in_the_project_file(child: Child, folder: Path) -> None:
+    (folder / "mlc.toml").write_text("[tune]\ntrials = 0\n")
+    ask("net.onnx")
+    assert child.options.trials == 0
+
+
+def test_list(child: Child, folder: Path) -> None:
+    result = ask("net.onnx", "--list")
+    assert child.asked[0][0] == "mlc.tune.run:list_tasks"
+    assert TASK["id"] in result.stdout
+    assert "50.0%" in result.stdout
+
+
+def test_every_option_has_its_default_in_one_place(child: Child, folder: Path) -> None:
+    ask("net.onnx")
+    chosen = asdict(child.options)
+    for field in fields(TuneOptions):
+        if field.name not in ("model", "logs"):
+            assert chosen[field.name] == field.default, field.name
+
+
+# -- what is refused --
+
+
+@pytest.mark.parametrize("text", ["nonsense", "-5", "", "0", "0m"])
+def test_a_budget_that_is_none(child: Child, folder: Path, text: str) -> None:
+    assert "--budget" in refused("net.onnx", "--budget", text).message
+
+
+def test_negative_trials(child: Child, folder: Path) -> None:
+    assert refused("net.onnx", "--trials", "-5").message == "--trials needs 0 or more"
+
+
+def test_negative_trials_in_the_project_file(child: Child, folder: Path) -> None:
+    (folder / "mlc.toml").write_text("[tune]\ntrials = -1\n")
+    assert "0 or more" in refused("net.onnx").message
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf"])
+def test_a_time_limit_that_is_none(child: Child, folder: Path, text: str) -> None:
+    assert "--run-timeout" in refused("net.onnx", "--run-timeout", text).message
+
+
+def test_which_model(child: Child, folder: Path) -> None:
+    for name in ("a.onnx", "b.onnx"):
+        (folder / name).touch()
+    assert "a.onnx, b.onnx" in refused().message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--tuner", "nobody"), ("--trials", "many"), ("--loss", "x"), ("--threads", "0"), ("-O", "9")],
+)
+def test_values_that_click_refuses(child: Child, folder: Path, arguments: tuple[str, str]) -> None:
+    assert ask("net.onnx", *arguments).exit_code == 2
+    assert child.asked == []
+
+
+# -- what is shown --
+
+
+def test_the_report(child: Child, folder: Path) -> None:
+    out = ask("net.onnx").stdout
+    assert "6 measured, 2 known before, 3 s" in out
+    assert "2.00x" in out
+    assert "model: 2.00 ms -> 1.00 ms, 2.00x (1.90 to 2.10)" in out
+    assert "records: tuning_logs (here)" in out
+
+
+def test_the_report_without_a_measurement(child: Child, folder: Path) -> None:
+    child.answers["tune_model"] = {**REPORT, "measured": 0, "tasks": [], "model": None}
+    result = ask("net.onnx")
+    assert result.exception is None
+    assert "model:" not in result.stdout
+
+
+def test_json(child: Child, folder: Path) -> None:
+    assert json.loads(ask("net.onnx", "--json").stdout) == REPORT
+    assert json.loads(ask("net.onnx", "--list", "--json").stdout) == LISTED
+
+
+def test_interrupted(child: Child, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["mlc", "tune", "my net.onnx", "--trials", "9"])
+    child.error = KeyboardInterrupt()
+    result = ask("my net.onnx", "--trials", "9")
+    assert isinstance(result.exception, Interrupted)
+    assert result.exception.hint == "continue with `mlc tune 'my net.onnx' --trials 9`"
