@@ -75,6 +75,13 @@ DEFAULTS = {field.name: field.default for field in fields(TuneOptions)}
     show_default=True,
     help="Let records of other tasks train the cost model first.",
 )
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    default=DEFAULTS["batch"],
+    show_default=True,
+    help="Trials that one task gets at a time.",
+)
 @click.option("--seed", default=DEFAULTS["seed"], show_default=True, help="Seed of the search.")
 @click.option("--threads", type=click.IntRange(1), help="Threads [default: physical cores].")
 @click.option(
@@ -167,7 +174,11 @@ def _show_tasks(found: dict[str, Any]) -> None:
 
     table = Table(title=f"tasks on {found['device']}", title_justify="left", box=None)
     for column in ("#", "task", "shapes", "calls", "MFLOP", "ms", "share", "measured"):
-        table.add_column(column, justify="left" if column in ("task", "shapes") else "right")
+        table.add_column(
+            column,
+            justify="left" if column in ("task", "shapes") else "right",
+            no_wrap=column == "task",
+        )
     for position, task in enumerate(found["tasks"]):
         table.add_row(
             str(position), task["id"], task["shapes"], str(task["calls"]),
@@ -197,7 +208,7 @@ def _show_report(found: dict[str, Any]) -> None:
     )
     for column in columns:
         left = column in ("task", "shapes", "output")
-        table.add_column(column, justify="left" if left else "right")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column == "task")
     for task in found["tasks"]:
         before, after = task["untuned"], task["best"]
         table.add_row(

@@ -16,6 +16,8 @@ from mlc.events import Notice
 from mlc.tune.record import FALLBACK, Record
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from mlc.tune.run import Run
 
 ROUNDS = 9
@@ -32,16 +34,21 @@ class Choice:
     checked: str
 
 
+def is_open(records: Iterable[Record]) -> bool:
+    """Whether a task, given its records, has a successful trial since its last choice."""
+    found = list(records)
+    decided = max((record.timestamp for record in found if record.chosen), default=0.0)
+    return any(r.ok and not r.chosen and r.timestamp > decided for r in found)
+
+
 def choose_winners(run: Run) -> list[Choice]:
     """Time the best configs of each task again, beside the fallback; record and return the choices.
 
-    Tasks that have nothing new since their last choice are left as they are.
+    Tasks that have nothing new since their last choice are left as they are; a run that was
+    interrupted before its choice has left something new.
     """
-    groups = {
-        key: run.best_indices(key)
-        for key in run.by_key
-        if run.progress.trials.get(key) and run.best_indices(key)
-    }
+    new = [key for key in run.by_key if run.progress.trials.get(key) or key in run.undecided]
+    groups = {key: indices for key in new if (indices := run.best_indices(key))}
     keys = list(groups)
     timings = run.measurer.interleaved(
         [[(key, None), *((key, index) for index in groups[key])] for key in keys], ROUNDS
@@ -85,11 +92,15 @@ def _choose(run: Run, key: str, indices: list[int], costs: list[tuple[float, ...
     return Choice(key=key, index=FALLBACK, tuned=untuned, untuned=untuned, checked="is the default")
 
 
-def take_back(run: Run) -> None:
-    """Record the default for every task of this run: the model is not faster with the others."""
-    for key, task in run.by_key.items():
-        if run.progress.trials.get(key):
-            _record(run, key, FALLBACK, (task.seconds or 1.0,))
+def take_back(run: Run, choices: Sequence[Choice]) -> bool:
+    """Record the default instead of what was chosen: the model is not faster with that.
+
+    Returns whether anything else than the default had been chosen.
+    """
+    others = [choice for choice in choices if choice.index != FALLBACK]
+    for choice in others:
+        _record(run, choice.key, FALLBACK, (choice.untuned,))
+    return bool(others)
 
 
 def _record(run: Run, key: str, index: int, costs: tuple[float, ...]) -> None:

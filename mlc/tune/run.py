@@ -24,7 +24,7 @@ from mlc.options import CompileOptions, TuneOptions
 from mlc.tune import baseline, loop
 from mlc.tune.budget import Scheduler, TaskState
 from mlc.tune.device import Device, device_for
-from mlc.tune.final import Choice, choose_winners, take_back
+from mlc.tune.final import Choice, choose_winners, is_open, take_back
 from mlc.tune.record import FALLBACK
 from mlc.tune.store import Store
 from mlc.tune.tasks import Task, autotvm_task, choose, tasks_of, template_hash
@@ -86,7 +86,7 @@ def tune_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
             run.measure()
             choices = choose_winners(run)
         report = run.report(choices)
-        report["model"] = model_times(run, Path(folder))
+        report["model"] = model_times(run, choices, Path(folder))
     report["seconds"] = time.perf_counter() - started
     return report
 
@@ -170,13 +170,13 @@ def build_with(
     return driver.build_model(asked, chosen, _fresh(file), open_cache(), lookup, on_event)
 
 
-def model_times(run: Run, folder: Path) -> dict[str, float] | None:
+def model_times(run: Run, choices: Sequence[Choice], folder: Path) -> dict[str, float] | None:
     """Return how the model with the chosen configs compares with the untuned one, end to end.
 
-    None when nothing was measured in this run. When it is not faster, the choices of this run are
-    taken back: the default is recorded for its tasks.
+    None when this run chose nothing. When it is not faster, the choices of this run are taken back:
+    the default is recorded for its tasks.
     """
-    if not run.progress.done:
+    if not choices:
         return None
     subject = run.subject
     hits = run.store.best(list(run.by_key), subject.device, run.hashes)
@@ -185,8 +185,7 @@ def model_times(run: Run, folder: Path) -> dict[str, float] | None:
     tuned = folder / "tuned.mlc"
     artifact.save(built.contents, tuned)
     found = baseline.versus(subject.untuned, tuned, subject.device.threads, _COMPARE_S)
-    if found.ratio < 1:
-        take_back(run)
+    if found.ratio < 1 and take_back(run, choices):
         run.on_event(
             Notice(
                 text=f"the tuned model takes {1 / found.ratio:.2f} times as long as the untuned "
@@ -254,6 +253,7 @@ class Run:
             seed=options.seed,
         )
         self.progress = loop.Progress(seen={})
+        self.undecided: set[str] = set()  # tasks with trials since their last choice
         for template in self.hashes:
             self._resume(template)
 
@@ -270,11 +270,14 @@ class Run:
     def _resume(self, template: str) -> None:
         """Take in what is known: no config is measured twice, and it counts as spent."""
         found = self.store.history(template, self.subject.device)
-        current = [r for r in found if r.template_hash == self.hashes[template] and not r.chosen]
+        current = [r for r in found if r.template_hash == self.hashes[template]]
         for task in self.subject.tasks:
             if task.template != template:
                 continue
-            known = {r.index: r for r in current if r.workload == task.key}
+            mine = [r for r in current if r.workload == task.key]
+            known = {r.index: r for r in mine if not r.chosen}
+            if is_open(mine):
+                self.undecided.add(task.key)
             self.progress.seen[task.key] = set(known)
             costs = [record.cost if record.ok else None for record in known.values()]
             self.scheduler.report(task.key, costs)
@@ -306,7 +309,7 @@ class Run:
             reasons = ", ".join(f"{n}x {why}" for why, n in sorted(self.progress.reasons.items()))
             raise TuningError(
                 f"all {self.progress.done} candidates failed: {reasons}",
-                "`mlc logs show` has the messages; --run-timeout and --memory set the limits",
+                "`mlc logs show` has the messages; --run-timeout sets their time limit",
             )
 
     def _searcher(self, key: str) -> loop.Searches:
@@ -346,8 +349,14 @@ class Run:
         return sorted(costs, key=lambda index: (costs[index], index))[:top]
 
     def report(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        """Return what the run did, as JSON data."""
+        """Return what the run did, as JSON data.
+
+        `untuned` is None for a task that had nothing to choose: only times that were taken side by
+        side compare.
+        """
         subject, states = self.subject, self.scheduler.states
+        hits = self.store.best(list(self.by_key), subject.device, self.hashes)
+        costs = {key: hit.record.cost for key, hit in hits.items() if hit.level == "exact"}
         by_key = {choice.key: choice for choice in choices}
         return {
             "run": self.id,
@@ -361,8 +370,8 @@ class Run:
                     "id": task.id, "template": task.template, "shapes": task.shapes,
                     "calls": task.calls, "flops": task.flops, "share": task.share,
                     "trials": states[task.key].trials,
-                    "untuned": by_key[task.key].untuned if task.key in by_key else task.seconds,
-                    "best": by_key[task.key].tuned if task.key in by_key else states[task.key].best,
+                    "untuned": by_key[task.key].untuned if task.key in by_key else None,
+                    "best": by_key[task.key].tuned if task.key in by_key else costs.get(task.key),
                     "checked": by_key[task.key].checked if task.key in by_key else "",
                 }
                 for task in subject.tasks

@@ -95,22 +95,21 @@ def test_the_family_is_complete() -> None:
 @pytest.mark.parametrize("operator", REDUCTIONS)
 def test_reductions_take_axes_as_an_attribute(operator: str, converted: Any, execute: Any) -> None:
     nodes = Nodes(11, x=np.abs(models.floats(3, 1, 5)) + 0.1)
-    for keep in (0, 1):
-        nodes.add(operator, ["x"], axes=[-1, 0], keepdims=keep)
-        nodes.add(operator, ["x"], axes=[1], keepdims=keep)
-        nodes.add(operator, ["x"], keepdims=keep)
+    nodes.add(operator, ["x"], axes=[-1, 0], keepdims=0)
+    nodes.add(operator, ["x"], axes=[-1, 0])
+    nodes.add(operator, ["x"], axes=[1], keepdims=1)
+    nodes.add(operator, ["x"], keepdims=0)
     nodes.check(converted, execute)
 
 
 @pytest.mark.parametrize("operator", REDUCTIONS)
 def test_reductions_take_axes_as_an_input(operator: str, converted: Any, execute: Any) -> None:
     nodes = Nodes(18, x=np.abs(models.floats(3, 1, 5)) + 0.1)
-    for keep in (0, 1):
-        nodes.add(operator, ["x", axes_input(-2, 2)], keepdims=keep)
-        nodes.add(operator, ["x", axes_input()], keepdims=keep)  # empty: all of them
-        nodes.add(operator, ["x", axes_input()], keepdims=keep, noop_with_empty_axes=1)
-    nodes.add(operator, ["x"], noop_with_empty_axes=0)
-    nodes.add(operator, ["x"], noop_with_empty_axes=1)
+    nodes.add(operator, ["x", axes_input(-2, 2)], keepdims=0)
+    nodes.add(operator, ["x", axes_input(2)], keepdims=1)
+    nodes.add(operator, ["x", axes_input()], keepdims=0)  # empty: all of them
+    nodes.add(operator, ["x", axes_input()], noop_with_empty_axes=1)
+    nodes.add(operator, ["x"], keepdims=0, noop_with_empty_axes=1)
     nodes.add(operator, ["x", ""])
     nodes.check(converted, execute)
 

@@ -119,15 +119,20 @@ def test_the_telling_line_of_an_exception_is_found(text: str, reason: str) -> No
 # --- still needed: tvm_env -----------------------------------------------------------------------
 
 
-def test_onnx_mapping_is_still_gone_and_still_asked_for() -> None:
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """TVM imported with nothing set up, and a type looked up; the home of that process."""
+    home = tmp_path_factory.mktemp("home")
+    return home, python("import tvm.relay.frontend.onnx as f; f.get_type(1)", HOME=str(home))
+
+
+def test_onnx_mapping_is_still_gone_and_still_asked_for(bare: Any, tvm: Any) -> None:
     """`tvm_env.stand_in_onnx_mapping`."""
-    code = "import tvm.relay.frontend.onnx as frontend; frontend.get_type(1)"
-    bare = python(code)
-    assert bare.returncode == 1
-    assert "No module named 'onnx.mapping'" in bare.stderr
-    assert (
-        python(f"from mlc import tvm_env; tvm_env.stand_in_onnx_mapping(); {code}").returncode == 0
-    )
+    from tvm.relay.frontend import onnx as frontend
+
+    assert bare[1].returncode == 1
+    assert "No module named 'onnx.mapping'" in bare[1].stderr
+    assert frontend.get_type(1) == "float32"
 
 
 def test_the_stand_in_knows_every_type(tvm: Any) -> None:
@@ -151,10 +156,9 @@ def test_tvm_still_announces_its_runtime_on_stderr() -> None:
     assert "Loading runtime library" in python("import tvm", TVM_USE_RUNTIME_LIB="1").stderr
 
 
-def test_tvm_still_makes_a_folder_in_the_home(tmp_path: Path) -> None:
+def test_tvm_still_makes_a_folder_in_the_home(bare: Any) -> None:
     """`tvm_env._import_tvm` points it elsewhere."""
-    python("import tvm", HOME=str(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == [".tvm_test_data"]
+    assert [path.name for path in bare[0].iterdir()] == [".tvm_test_data"]
     nowhere = python("from mlc import tvm_env; tvm_env.tvm()", HOME="/proc/nowhere")
     assert (nowhere.returncode, nowhere.stderr) == (0, "")
 

@@ -14,6 +14,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from mlc import tvm_env
 from tests import models
 
 TIMEOUT_S = 300
@@ -69,6 +70,12 @@ def mlc(environment: dict[str, str]) -> Command:
         return done
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def whole_tvm() -> None:
+    """Tests of other folders may follow in this process, and the runtime alone cannot grow."""
+    tvm_env.tvm()
 
 
 def lookup_net() -> onnx.ModelProto:

@@ -48,7 +48,7 @@ def test_compile_says_what_it_made(conv, mlc, tmp_path):
 
 
 def test_default_name_and_progress(conv, mlc, tmp_path):
-    done = mlc("compile", conv.model, cwd=tmp_path)
+    done = mlc("compile", conv.model, "--no-cache", cwd=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["conv.mlc"]
     assert "conv.mlc" in done.stdout
     assert "verified   against onnxruntime" in done.stdout

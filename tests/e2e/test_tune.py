@@ -106,6 +106,22 @@ def test_the_same_again_measures_nothing(mlc: Command, tuned: Tuned) -> None:
     assert records_in(tuned.folder) == before
 
 
+@pytest.mark.slow
+def test_a_run_that_was_killed_before_its_choice(
+    mlc: Command, tuned: Tuned, tmp_path: Path
+) -> None:
+    """The same command measures nothing again, and makes the choice."""
+    models.save(small_net(), tmp_path, "net.onnx")
+    trials = [record for record in records_in(tuned.folder) if not record.chosen]
+    Store(tmp_path / "tuning_logs").append(trials)
+    known = [record for record in trials if record.template == "dense_pack.x86"]
+    done = mlc("tune", "--tasks", "dense", "--trials", len(known), "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["measured"] == 0
+    (choice,) = [record for record in records_in(tmp_path) if record not in trials]
+    assert choice.chosen
+    assert choice.template == "dense_pack.x86"
+
+
 def test_list(mlc: Command, tuned: Tuned) -> None:
     """`--list` needs no model's name where there is one only, and measures nothing."""
     before = records_in(tuned.folder)
