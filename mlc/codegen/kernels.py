@@ -202,12 +202,15 @@ def _compile_missing(jobs: Sequence[Job], settings: Settings, workers: int | Non
     ):
         # Forking beside OpenBLAS's idle threads is safe: the children use none of them.
         warnings.simplefilter("ignore", DeprecationWarning)
-        futures = {pool.submit(_compile_inherited, k): jobs[k] for k in order}
+        futures: dict[concurrent.futures.Future[Kernel], Job] = {}
         try:
+            for k in order:  # a crash may show here already
+                futures[pool.submit(_compile_inherited, k)] = jobs[k]
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()
         except concurrent.futures.process.BrokenProcessPool:
-            names = [job.symbol for f, job in futures.items() if not f.done() or f.exception()]
+            done = {job.symbol for f, job in futures.items() if f.done() and not f.exception()}
+            names = [job.symbol for job in jobs if job.symbol not in done]
             raise BuildError(
                 "a compiler process crashed; it was working on one of: " + ", ".join(names[:8]),
                 "try `-O1`, or `--jobs 1` to see which",

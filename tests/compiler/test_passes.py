@@ -159,38 +159,40 @@ def grouped(groups: int) -> onnx.ModelProto:
     return models.model(nodes, {"x": [2, 3 * groups, 8, 9]}, ["y"], weights)
 
 
-ALL_LEVELS: dict[str, Callable[[], onnx.ModelProto]] = {
+KINDS: dict[str, Callable[[], onnx.ModelProto]] = {
     "conv-7-prime": lambda: models.conv_net(7, 11),
     "inception-prime": lambda: inception((5, 7, 3)),
     "attention": lambda: attention(1, 7, 2, 5),
     "squeeze-excite": squeeze_excite,
+    "norm-gelu": lambda: norm_gelu((2, 5, 12), 17),
     "depthwise-prime": lambda: separable(5, 6),
+    "grouped": lambda: grouped(2),
 }
-MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
-    **ALL_LEVELS,
+SIZES: dict[str, Callable[[], onnx.ModelProto]] = {
     "conv-16-batch": lambda: models.conv_net(16, 8, 3),
     "conv-1": lambda: models.conv_net(1, 5),
     "inception-blocked": lambda: inception((8, 16, 8), inputs=8),
     "attention-batch": lambda: attention(3, 5, 4, 4),
-    "norm-gelu": lambda: norm_gelu((2, 5, 12), 17),
     "depthwise": lambda: separable(8, 11),
-    "grouped": lambda: grouped(2),
 }
+MODELS = {**KINDS, **SIZES}
 
 
-@pytest.mark.parametrize(
-    ("name", "level"),
-    [(name, level) for name in MODELS for level in range(4) if name in ALL_LEVELS or level in (0, 3)],
-)  # fmt: skip
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", KINDS)
 def test_every_level_gives_the_numbers_of_the_reference(name: str, level: int, check: Any) -> None:
     made = check(MODELS[name](), opt_level=level)
     assert made.manifest["opt_level"] == level
     assert made.manifest["passes"][-1] == ("wrap-operators" if level == 0 else "fuse-operators")
 
 
-@pytest.mark.parametrize("level", [1, 3])
-def test_full_machine_code_gives_them_too(level: int, check: Any) -> None:
-    check(models.conv_net(8, 13), opt_level=level, target="llvm")
+@pytest.mark.parametrize("name", SIZES)
+def test_blocked_layouts_fit_every_size(name: str, check: Any) -> None:
+    assert "alter-layout" in check(MODELS[name]()).manifest["passes"]
+
+
+def test_full_machine_code_gives_them_too(check: Any) -> None:
+    check(models.conv_net(8, 13), target="llvm")
 
 
 def test_a_batch_is_computed_as_its_parts(compiled: Any) -> None:
