@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _DIGEST = 32
+_DEPTH = 2  # folders above an entry: its kind, the first two digits of its key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +121,14 @@ class Cache:
     def _entries(self) -> Iterator[tuple[Path, os.stat_result]]:
         if self.directory is None:
             return
-        for path in self.directory.glob("*/??/*"):
-            with contextlib.suppress(OSError):
-                yield path, path.stat()
+        # Not `glob`: it raises when another job clears a folder under it; `walk` passes on.
+        for folder, _, names in os.walk(self.directory):
+            if len(Path(folder).relative_to(self.directory).parts) != _DEPTH:
+                continue
+            for name in names:
+                path = Path(folder, name)
+                with contextlib.suppress(OSError):
+                    yield path, path.stat()
 
 
 def default_directory() -> Path:
