@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,6 @@ from mlc.tune.tasks import Task, autotvm_task, choose, tasks_of, template_hash
 
 if TYPE_CHECKING:
     from mlc.driver import Built
-    from mlc.frontend.onnx_file import OnnxFile
 
 _PROFILE_S = 0.5
 _COMPARE_S = 2.0
@@ -39,12 +38,11 @@ _COMPARE_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is tuned: the model's file, target and device, its tasks, the untuned artifact."""
+    """What is tuned: the options, target and device, its tasks, the untuned artifact."""
 
     options: TuneOptions
     chosen: target.Target
     device: Device
-    file: OnnxFile = field(repr=False)
     tasks: tuple[Task, ...]
     untuned: Path
 
@@ -122,13 +120,10 @@ def prepare(options: TuneOptions, folder: Path, on_event: OnEvent) -> Subject:
         TargetError: this machine cannot run code for the target.
         TuningError: the model has no task (the message says why), or the filter leaves none.
     """
-    from mlc.frontend import onnx_file
-
     chosen = target.resolve(options.target)
     _require_device(chosen)
     threads = options.threads or physical_cores()
-    file = onnx_file.read(Path(str(options.model)))
-    built = build_with(options, chosen, file, lambda _key: None, on_event)
+    built = build_with(options, chosen, lambda _key: None, on_event)
     untuned = folder / "untuned.mlc"
     artifact.save(built.contents, untuned)
     seconds = driver.timed(
@@ -146,7 +141,6 @@ def prepare(options: TuneOptions, folder: Path, on_event: OnEvent) -> Subject:
         options=options,
         chosen=chosen,
         device=device_for(chosen, host_cpu(), threads),
-        file=file,
         tasks=tuple(choose(tasks, options.tasks)),
         untuned=untuned,
     )
@@ -155,19 +149,23 @@ def prepare(options: TuneOptions, folder: Path, on_event: OnEvent) -> Subject:
 def build_with(
     options: TuneOptions,
     chosen: target.Target,
-    file: OnnxFile,
     lookup: Callable[[str], Any],
     on_event: OnEvent,
 ) -> Built:
-    """Return the model compiled with the records that `lookup` offers."""
+    """Return the model compiled with the records that `lookup` offers.
+
+    The file is read each time: converting takes its weights over, and tuning should not hold them.
+    """
+    from mlc.frontend import onnx_file
+
     asked = CompileOptions(
         model=str(options.model),
         target=options.target,
         opt_level=options.opt_level,
         shapes=options.shapes,
     )
-    # Reading again: converting a model takes its weights over.
-    return driver.build_model(asked, chosen, _fresh(file), open_cache(), lookup, on_event)
+    file = onnx_file.read(Path(str(options.model)))
+    return driver.build_model(asked, chosen, file, open_cache(), lookup, on_event)
 
 
 def model_times(run: Run, choices: Sequence[Choice], folder: Path) -> dict[str, float] | None:
@@ -181,7 +179,7 @@ def model_times(run: Run, choices: Sequence[Choice], folder: Path) -> dict[str, 
     subject = run.subject
     hits = run.store.best(list(run.by_key), subject.device, run.hashes)
     records = {key: hit.record for key, hit in hits.items()}
-    built = build_with(subject.options, subject.chosen, subject.file, records.get, run.on_event)
+    built = build_with(subject.options, subject.chosen, records.get, run.on_event)
     tuned = folder / "tuned.mlc"
     artifact.save(built.contents, tuned)
     found = baseline.versus(subject.untuned, tuned, subject.device.threads, _COMPARE_S)
@@ -198,12 +196,6 @@ def model_times(run: Run, choices: Sequence[Choice], folder: Path) -> dict[str, 
 
 def _options(fields: dict[str, Any]) -> TuneOptions:
     return TuneOptions(**{**fields, "shapes": tuple(fields["shapes"])})
-
-
-def _fresh(file: OnnxFile) -> OnnxFile:
-    from mlc.frontend import onnx_file
-
-    return onnx_file.read(file.path)
 
 
 def _require_device(chosen: target.Target) -> None:
