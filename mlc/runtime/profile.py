@@ -32,7 +32,8 @@ class KernelTime:
 
     `seconds` is the median over the measured runs of all its `calls` together; `share` is its part
     of the kernels' total (0 to 1); `gflops` is 10^9 floating-point operations per second, None
-    for a kernel that computes nothing (layout transforms, copies).
+    for a kernel that computes nothing (layout transforms, copies) and for one that takes no longer
+    than what a call costs by itself (`seconds` is 0).
     """
 
     symbol: str

@@ -100,7 +100,9 @@ def test_profile_accounts_for_every_call(tiny):
     assert max(k.calls for k in kernels) == 2
     assert sum(k.share for k in kernels) == pytest.approx(1)
     assert [k.seconds for k in kernels] == sorted((k.seconds for k in kernels), reverse=True)
-    assert all((k.gflops is None) == (manifest[k.symbol]["flops"] == 0) for k in kernels)
+    for kernel in kernels:  # the smallest may take less than what a call costs
+        unknown = manifest[kernel.symbol]["flops"] == 0 or kernel.seconds == 0
+        assert (kernel.gflops is None) == unknown
 
 
 def test_profile_leaves_the_session_as_it_is(tiny):

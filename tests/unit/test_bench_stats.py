@@ -117,6 +117,14 @@ def test_kernels_are_summed_by_symbol():
     assert (conv.gflops, copy.gflops) == (pytest.approx(2 * 3 / 5), None)
 
 
+def test_a_kernel_too_short_to_time_has_no_speed():
+    samples = np.array([[0.0, 1.0], [0.0, 1.0]])
+    facts = {name: {"flops": 8, "operators": ["add"]} for name in ("tiny", "long")}
+    long, tiny = summarize(["tiny", "long"], samples, facts)
+    assert (tiny.seconds, tiny.share, tiny.gflops) == (0.0, 0.0, None)
+    assert long.gflops == pytest.approx(8e-9)
+
+
 def test_a_model_without_kernels_has_an_empty_profile():
     assert summarize([], np.zeros((1, 0)), {}) == []
 
