@@ -24,7 +24,7 @@ DEFAULTS = {field.name: field.default for field in fields(TuneOptions)}
     "-n",
     "--trials",
     type=int,
-    help="Measurements in all, known ones included. "
+    help="Measurements in all, known ones included; 0 asks the saved cost models only. "
     f"[default: mlc.toml's, else {DEFAULTS['trials']}]",
 )
 @click.option("--budget", help="Time, such as 20m, 90s or 1h; whichever ends first.")
@@ -224,4 +224,21 @@ def _show_report(found: dict[str, Any]) -> None:
             f"model: {model['before'] * 1e3:.2f} ms -> {model['after'] * 1e3:.2f} ms, "
             f"{model['ratio']:.2f}x ({model['low']:.2f} to {model['high']:.2f})"
         )
+    for line in trust_lines(found["trust"]):
+        console().print(line, soft_wrap=True)
     console().print(f"records: {found['logs']} ({found['device']})", soft_wrap=True)
+
+
+def trust_lines(found: dict[str, dict[str, float] | None]) -> list[str]:
+    """Return a line per template on how well its cost model ranks records that it has not seen."""
+    lines = []
+    for template, trust in found.items():
+        what = "too few records to say how well it predicts"
+        if trust is not None:
+            what = (
+                f"rank correlation {trust['rank_correlation']:.2f}, finds "
+                f"{trust['top_k_recall']:.0%} of the fastest fifth (noise: 0 and 20%), its favourite "
+                f"{trust['regret']:.0%} slower than the best of {trust['records']} held-out records"
+            )
+        lines.append(f"cost model of {template}: {what}")
+    return lines

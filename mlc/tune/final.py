@@ -16,7 +16,7 @@ from mlc.events import Notice
 from mlc.tune.record import FALLBACK, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from mlc.tune.run import Run
 
@@ -25,13 +25,18 @@ ROUNDS = 9
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What was chosen for a task: config index (`FALLBACK`: the default), seconds of both."""
+    """What was chosen for a task: config index (`FALLBACK`: the default), seconds of both.
+
+    `checked` says what became of comparing the output with the default's; `before` is the record of
+    the choice before this one, if there was one.
+    """
 
     key: str
     index: int
     tuned: float
     untuned: float
     checked: str
+    before: Record | None = None
 
 
 def is_open(records: Iterable[Record]) -> bool:
@@ -41,14 +46,19 @@ def is_open(records: Iterable[Record]) -> bool:
     return any(r.ok and not r.chosen and r.timestamp > decided for r in found)
 
 
-def choose_winners(run: Run) -> list[Choice]:
-    """Time the best configs of each task again, beside the fallback; record and return the choices.
+def choose_winners(run: Run, candidates: Mapping[str, Sequence[int]]) -> list[Choice]:
+    """Time configs of each task beside the fallback and what is used now; record and return choices.
 
-    Tasks that have nothing new since their last choice are left as they are; a run that was
-    interrupted before its choice has left something new.
+    `candidates` are configs by task, the most promising first.
     """
-    new = [key for key in run.by_key if run.progress.trials.get(key) or key in run.undecided]
-    groups = {key: indices for key in new if (indices := run.best_indices(key))}
+    hits = run.store.best(list(candidates), run.subject.device, run.hashes)
+    before = {
+        key: hit.record for key, hit in hits.items() if hit.level == "exact" and hit.record.chosen
+    }
+    groups = {
+        key: list(dict.fromkeys([*indices, *_used_now(before.get(key))]))
+        for key, indices in candidates.items()
+    }
     keys = list(groups)
     timings = run.measurer.interleaved(
         [[(key, None), *((key, index) for index in groups[key])] for key in keys], ROUNDS
@@ -60,11 +70,21 @@ def choose_winners(run: Run) -> list[Choice]:
             why = outcomes[0].reason
             run.on_event(Notice(text=f"{run.by_key[key].id}: timing again failed ({why})"))
             continue
-        choices.append(_choose(run, key, groups[key], costs))
+        choices.append(_choose(run, key, groups[key], costs, before.get(key)))
     return choices
 
 
-def _choose(run: Run, key: str, indices: list[int], costs: list[tuple[float, ...]]) -> Choice:
+def _used_now(record: Record | None) -> list[int]:
+    return [record.index] if record is not None and record.index != FALLBACK else []
+
+
+def _choose(
+    run: Run,
+    key: str,
+    indices: list[int],
+    costs: list[tuple[float, ...]],
+    before: Record | None,
+) -> Choice:
     """Take the fastest config that is right and faster than the fallback (`costs[0]`), or that."""
     untuned = statistics.median(costs[0])
     ranked = sorted(
@@ -86,21 +106,29 @@ def _choose(run: Run, key: str, indices: list[int], costs: list[tuple[float, ...
             )
             continue
         _record(run, key, index, found)
-        word = "agrees with the default" if check.passed else check.detail
-        return Choice(key=key, index=index, tuned=cost, untuned=untuned, checked=word)
+        word = "agrees" if check.passed else check.detail
+        return Choice(
+            key=key, index=index, tuned=cost, untuned=untuned, checked=word, before=before
+        )
     _record(run, key, FALLBACK, costs[0])
-    return Choice(key=key, index=FALLBACK, tuned=untuned, untuned=untuned, checked="is the default")
+    return Choice(
+        key=key, index=FALLBACK, tuned=untuned, untuned=untuned, checked="default", before=before
+    )
 
 
 def take_back(run: Run, choices: Sequence[Choice]) -> bool:
-    """Record the default instead of what was chosen: the model is not faster with that.
+    """Record again what was used before these choices: the model is not faster with them.
 
-    Returns whether anything else than the default had been chosen.
+    Where nothing had been chosen before, that is the default. Returns whether anything changes.
     """
-    others = [choice for choice in choices if choice.index != FALLBACK]
-    for choice in others:
-        _record(run, choice.key, FALLBACK, (choice.untuned,))
-    return bool(others)
+    changed = False
+    for choice in choices:
+        before = FALLBACK if choice.before is None else choice.before.index
+        if before != choice.index:
+            costs = (choice.untuned,) if choice.before is None else choice.before.costs
+            _record(run, choice.key, before, costs)
+            changed = True
+    return changed
 
 
 def _record(run: Run, key: str, index: int, costs: tuple[float, ...]) -> None:

@@ -21,11 +21,11 @@ from mlc.cpu import host_cpu, physical_cores
 from mlc.errors import TargetError, TuningError, UsageError
 from mlc.events import Notice, OnEvent
 from mlc.options import CompileOptions, TuneOptions
-from mlc.tune import baseline, loop
+from mlc.tune import baseline, loop, models
 from mlc.tune.budget import Scheduler, TaskState
 from mlc.tune.device import Device, device_for
 from mlc.tune.final import Choice, choose_winners, is_open, take_back
-from mlc.tune.record import FALLBACK
+from mlc.tune.record import FALLBACK, Record
 from mlc.tune.store import Store
 from mlc.tune.tasks import Task, autotvm_task, choose, tasks_of, template_hash
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mlc.driver import Built
 
 _PROFILE_S = 0.5
-_COMPARE_S = 2.0
+_COMPARE_S = (2.0, 6.0)  # the longer time when the shorter one does not tell which is faster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +82,13 @@ def tune_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
         run = Run(subject, on_event)
         with run.measurer:
             run.measure()
-            choices = choose_winners(run)
+            candidates = run.candidates() if options.trials else models.predicted(run)
+            choices = choose_winners(run, candidates)
         report = run.report(choices)
+        report["trust"] = {
+            template: asdict(found) if found else None
+            for template, found in models.update(run).items()
+        }
         report["model"] = model_times(run, choices, Path(folder))
     report["seconds"] = time.perf_counter() - started
     return report
@@ -172,7 +177,7 @@ def model_times(run: Run, choices: Sequence[Choice], folder: Path) -> dict[str, 
     """Return how the model with the chosen configs compares with the untuned one, end to end.
 
     None when this run chose nothing. When it is not faster, the choices of this run are taken back:
-    the default is recorded for its tasks.
+    what was chosen before it is recorded again, else the default.
     """
     if not choices:
         return None
@@ -182,7 +187,10 @@ def model_times(run: Run, choices: Sequence[Choice], folder: Path) -> dict[str, 
     built = build_with(subject.options, subject.chosen, records.get, run.on_event)
     tuned = folder / "tuned.mlc"
     artifact.save(built.contents, tuned)
-    found = baseline.versus(subject.untuned, tuned, subject.device.threads, _COMPARE_S)
+    for seconds in _COMPARE_S:
+        found = baseline.versus(subject.untuned, tuned, subject.device.threads, seconds)
+        if not found.low < 1 < found.high:
+            break
     if found.ratio < 1 and take_back(run, choices):
         run.on_event(
             Notice(
@@ -261,8 +269,7 @@ class Run:
 
     def _resume(self, template: str) -> None:
         """Take in what is known: no config is measured twice, and it counts as spent."""
-        found = self.store.history(template, self.subject.device)
-        current = [r for r in found if r.template_hash == self.hashes[template]]
+        current = self.known(template)
         for task in self.subject.tasks:
             if task.template != template:
                 continue
@@ -308,18 +315,23 @@ class Run:
         from mlc.tune.tuners import make_tuner
 
         options, task = self.subject.options, self.by_key[key]
-        found = self.store.history(task.template, self.subject.device)
-        history = [r for r in found if r.template_hash == self.hashes[task.template]]
-        if not options.transfer:
-            history = [record for record in history if record.workload == key]
-        return make_tuner(
+        tuner = make_tuner(
             options.tuner,
             self.autotvm[key],
             seed=options.seed,
             features=options.features,
             loss=options.loss,
-            history=history,
+            history=self.known(task.template, None if options.transfer else key),
         )
+        if tuner.note:
+            self.on_event(Notice(text=f"{task.id}: {tuner.note}"))
+        return tuner
+
+    def known(self, template: str, key: str | None = None) -> list[Record]:
+        """Return the records of a template (of one workload) on this device, oldest first."""
+        found = self.store.history(template, self.subject.device)
+        current = [r for r in found if r.template_hash == self.hashes[template]]
+        return current if key is None else [r for r in current if r.workload == key]
 
     def config(self, key: str, index: int) -> dict[str, Any]:
         """Return AutoTVM's JSON of a config."""
@@ -328,15 +340,18 @@ class Run:
         config: dict[str, Any] = self.autotvm[key].config_space.get(index).to_json_dict()
         return config
 
+    def candidates(self) -> dict[str, list[int]]:
+        """Return the best known configs of the tasks with something new since their last choice.
+
+        A run that was interrupted before its choice has left something new.
+        """
+        new = [key for key in self.by_key if self.progress.trials.get(key) or key in self.undecided]
+        return {key: indices for key in new if (indices := self.best_indices(key))}
+
     def best_indices(self, key: str) -> list[int]:
         """Return the configs of a task with the lowest known costs, best first: `top_k` of them."""
-        task, top = self.by_key[key], self.subject.options.top_k
-        found = self.store.history(task.template, self.subject.device)
-        costs = {
-            r.index: r.cost
-            for r in found
-            if r.workload == key and r.ok and r.template_hash == self.hashes[task.template]
-        }
+        top = self.subject.options.top_k
+        costs = {r.index: r.cost for r in self.known(self.by_key[key].template, key) if r.ok}
         costs.pop(FALLBACK, None)
         return sorted(costs, key=lambda index: (costs[index], index))[:top]
 

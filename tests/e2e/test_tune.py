@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import onnx
 import pytest
 from onnx import helper
 
+from mlc.tune.costmodel import CostModel
 from mlc.tune.index import Damage
-from mlc.tune.record import Record
+from mlc.tune.record import Record, workload_id
 from mlc.tune.store import Store
 from tests import models
 from tests.e2e.conftest import Command
@@ -26,11 +28,11 @@ TRIALS = 6
 QUICK = ("--trials", TRIALS, "--run-timeout", 5)
 
 
-def small_net() -> onnx.ModelProto:
+def small_net(channels: int = 8) -> onnx.ModelProto:
     """A convolution and a dense layer."""
     weights = {
-        "w1": models.floats(8, 4, 3, 3, seed=1, scale=0.2),
-        "w2": models.floats(6, 8, seed=2),
+        "w1": models.floats(channels, 4, 3, 3, seed=1, scale=0.2),
+        "w2": models.floats(6, channels, seed=2),
         "b2": models.floats(6, seed=3),
     }
     nodes = [
@@ -89,6 +91,49 @@ def test_every_measurement_is_kept(tuned: Tuned) -> None:
     assert {record.run for record in records} == {tuned.report["run"]}
     succeeded = {record.workload for record in trials if record.ok}
     assert {record.workload for record in records if record.chosen} == succeeded
+
+
+def test_a_cost_model_is_kept_for_each_template(tuned: Tuned) -> None:
+    device = tuned.report["device"]
+    folder = tuned.folder / "tuning_logs" / device.partition(".")[0] / device
+    assert {path.name for path in folder.iterdir()} == {
+        "conv2d_NCHWc.x86.json", "dense_pack.x86.json",
+    }  # fmt: skip
+    for path in folder.iterdir():
+        CostModel.load(path, path.stem, device)
+    assert tuned.report["trust"] == {  # too few records to say
+        "conv2d_NCHWc.x86": None, "dense_pack.x86": None,
+    }  # fmt: skip
+
+
+def test_no_trials_use_what_the_saved_model_predicts(
+    mlc: Command, tuned: Tuned, tmp_path: Path
+) -> None:
+    """A network of other shapes: nothing is searched, predictions are timed beside the default."""
+    models.save(small_net(channels=12), tmp_path, "other.onnx")
+    logs = tmp_path / "logs"
+    shutil.copytree(tuned.folder / "tuning_logs", logs)
+    done = mlc("tune", "--trials", 0, "--logs", logs, "--json", cwd=tmp_path)
+    report = json.loads(done.stdout)
+    assert report["measured"] == 0
+    assert [task["trials"] for task in report["tasks"]] == [0, 0]
+    assert all(task["untuned"] > 0 for task in report["tasks"])
+    assert "configs are predicted by the saved cost model" in done.stderr
+    keys = {task["id"] for task in report["tasks"]}
+    new = [r for r in Store(logs).read() if workload_id(r.workload) in keys]
+    assert {workload_id(record.workload) for record in new} == keys
+    assert all(record.chosen for record in new)
+    again = json.loads(
+        mlc("tune", "--trials", 0, "--logs", logs, "--json", cwd=tmp_path).stdout
+    )  # all is decided
+    assert again["model"] is None
+
+
+def test_no_trials_and_no_records(mlc: Command, tmp_path: Path) -> None:
+    models.save(small_net(), tmp_path, "net.onnx")
+    done = mlc("tune", "--trials", 0, cwd=tmp_path)
+    assert "no cost model and fewer than 32 records" in done.stderr
+    assert records_in(tmp_path) == []
 
 
 def test_events_tell_of_every_batch(tuned: Tuned) -> None:

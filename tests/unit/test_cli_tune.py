@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlc import isolate
-from mlc.cli.tune import seconds, tune
+from mlc.cli.tune import seconds, trust_lines, tune
 from mlc.errors import Interrupted, UsageError
 from mlc.options import TuneOptions
 from mlc.tune.run import check_options
@@ -29,13 +29,17 @@ logs = "records"
 TASK = {
     "id": "dense_pack.x86-01234567", "template": "dense_pack.x86", "shapes": "1x8 4x8",
     "calls": 2, "flops": 64, "share": 0.5, "trials": 6,
-    "untuned": 2e-6, "best": 1e-6, "checked": "agrees with the default",
+    "untuned": 2e-6, "best": 1e-6, "checked": "agrees",
 }  # fmt: skip
 REPORT = {
     "run": "r1", "device": "here", "logs": "tuning_logs", "measured": 6, "known": 2,
     "failures": {}, "seconds": 3.0,
     "tasks": [TASK, {**TASK, "untuned": 0.0, "best": None, "checked": ""}],
     "model": {"before": 2e-3, "after": 1e-3, "ratio": 2.0, "low": 1.9, "high": 2.1},
+    "trust": {
+        "conv": {"records": 60, "rank_correlation": 0.81, "top_k_recall": 0.5, "regret": 0.04},
+        "dense": None,
+    },
 }  # fmt: skip
 LISTED = {
     "device": "here",
@@ -115,6 +119,15 @@ def test_no_times(text: str) -> None:
     with pytest.raises(UsageError, match="is no time") as error:
         seconds(text)
     assert error.value.hint == "write 90s, 20m or 1.5h"
+
+
+def test_trust_is_said_for_each_cost_model() -> None:
+    conv, dense = trust_lines(REPORT["trust"])
+    assert conv == (
+        "cost model of conv: rank correlation 0.81, finds 50% of the fastest fifth (noise: 0 and "
+        "20%), its favourite 4% slower than the best of 60 held-out records"
+    )
+    assert dense == "cost model of dense: too few records to say how well it predicts"
 
 
 # -- what reaches the library --

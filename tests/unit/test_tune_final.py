@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mlc.events import Notice
+from mlc.tune import run as tuning
 from mlc.tune.final import Choice, choose_winners, is_open, take_back
 from mlc.tune.record import FALLBACK, Record
 
@@ -26,6 +27,7 @@ class Run:
     trials: int = 6
     undecided: set[str] = field(default_factory=set)
     best: Sequence[int] = (3, 5)
+    used_now: dict[str, Any] = field(default_factory=dict)
     id: str = "r1"
 
     def __post_init__(self) -> None:
@@ -38,9 +40,13 @@ class Run:
         self.subject = SimpleNamespace(
             chosen=SimpleNamespace(tvm="llvm"), device=SimpleNamespace(id="here")
         )
-        self.store = SimpleNamespace(append=self.records.extend)
+        self.store = SimpleNamespace(append=self.records.extend, best=self._best)
         self.measurer = self
         self.on_event = self.notices.append
+
+    def _best(self, keys: Any, device: Any, hashes: Any) -> dict[str, Any]:
+        assert (device.id, hashes) == ("here", self.hashes)
+        return {key: hit for key, hit in self.used_now.items() if key in keys}
 
     def best_indices(self, key: str) -> list[int]:
         return list(self.best)
@@ -62,8 +68,22 @@ class Run:
         ]
 
 
+def record(timestamp: float, *, chosen: bool = False, ok: bool = True, index: int = 1) -> Record:
+    return Record(
+        workload=KEY,
+        config={"index": index},
+        target="llvm",
+        device="here",
+        template_hash="abc",
+        costs=(1.0,) if ok else (),
+        reason="" if ok else "crash",
+        timestamp=timestamp,
+        chosen=chosen,
+    )
+
+
 def chosen_by(run: Any) -> list[tuple[int, float, float]]:
-    choices = choose_winners(run)
+    choices = choose_winners(run, tuning.Run.candidates(run))
     assert [record.index for record in run.records] == [choice.index for choice in choices]
     assert all(record.chosen and record.ok for record in run.records)
     return [(choice.index, choice.tuned, choice.untuned) for choice in choices]
@@ -107,6 +127,26 @@ def test_every_trial_failed() -> None:
     assert chosen_by(Run({}, best=())) == []
 
 
+def used(index: int, *, level: str = "exact", is_chosen: bool = True) -> dict[str, Any]:
+    found = record(1.0, chosen=is_chosen, index=index)
+    return {KEY: SimpleNamespace(record=found, level=level)}
+
+
+def test_what_is_used_now_stays_unless_another_is_faster() -> None:
+    run = Run({None: [4.0], 3: [2.0], 5: [3.0], 7: [1.5]}, used_now=used(7))
+    assert chosen_by(run) == [(7, 1.5, 4.0)]
+    assert run.asked == [[(KEY, None), (KEY, 3), (KEY, 5), (KEY, 7)]]
+
+
+@pytest.mark.parametrize(
+    "now", [used(3), used(FALLBACK), used(7, level="same-isa"), used(7, is_chosen=False)]
+)
+def test_what_is_timed_already_or_used_elsewhere_is_not_timed_again(now: Any) -> None:
+    run = Run({None: [4.0], 3: [2.0], 5: [3.0]}, used_now=now)
+    assert chosen_by(run) == [(3, 2.0, 4.0)]
+    assert run.asked == [[(KEY, None), (KEY, 3), (KEY, 5)]]
+
+
 def test_nothing_new() -> None:
     run = Run({}, trials=0)
     assert chosen_by(run) == run.asked == []
@@ -115,20 +155,6 @@ def test_nothing_new() -> None:
 def test_a_run_that_was_interrupted_left_something_to_choose() -> None:
     run = Run({None: [4.0], 3: [1.0], 5: [2.0]}, trials=0, undecided={KEY})
     assert chosen_by(run) == [(3, 1.0, 4.0)]
-
-
-def record(timestamp: float, *, chosen: bool = False, ok: bool = True) -> Record:
-    return Record(
-        workload=KEY,
-        config={"index": 1},
-        target="llvm",
-        device="here",
-        template_hash="abc",
-        costs=(1.0,) if ok else (),
-        reason="" if ok else "crash",
-        timestamp=timestamp,
-        chosen=chosen,
-    )
 
 
 @pytest.mark.parametrize(
@@ -157,3 +183,20 @@ def test_taking_back() -> None:
     (kept,) = run.records
     assert (kept.workload, kept.index, kept.costs) == (KEY, FALLBACK, (4.0,))
     assert kept.chosen
+
+
+@pytest.mark.parametrize(("before", "changes"), [(7, True), (3, False), (FALLBACK, True)])
+def test_taking_back_to_the_choice_before(before: int, changes: bool) -> None:
+    run: Any = Run({})
+    earlier = record(1.0, chosen=True, index=before)
+    choice = Choice(key=KEY, index=3, tuned=2.0, untuned=4.0, checked="", before=earlier)
+    assert take_back(run, [choice]) == changes
+    assert [(kept.index, kept.costs) for kept in run.records] == [(before, (1.0,))] * changes
+
+
+def test_taking_back_a_choice_of_the_default() -> None:
+    run: Any = Run({})
+    earlier = record(1.0, chosen=True, index=7)
+    choice = Choice(key=KEY, index=FALLBACK, tuned=4.0, untuned=4.0, checked="", before=earlier)
+    assert take_back(run, [choice])
+    assert [kept.index for kept in run.records] == [7]
