@@ -140,17 +140,17 @@ def load_target(path: Path) -> Target:
     return Target(**target_file.read(path)[0])
 
 
-def data_dir() -> Path:
-    """Return the folder with the target files: inside an installed package, else of the checkout.
+def data_dir(name: str = "targets") -> Path:
+    """Return a folder of data that comes with mlc: of an installed package, else of the checkout.
 
     Raises:
         TargetError: neither is there.
     """
     package = Path(__file__).resolve().parent
-    for folder in (package / "_targets", package.parent / "targets"):
+    for folder in (package / f"_{name}", package.parent / name):
         if folder.is_dir():
             return folder
-    raise TargetError("mlc's target files are missing", "reinstall it: pip install mlc-compiler")
+    raise TargetError(f"mlc's folder {name} is missing", "reinstall it: pip install mlc-compiler")
 
 
 def missing_features(features: Iterable[str], cpu: HostCpu) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from mlc.options import TuneOptions
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from mlc.tune.index import Damage
+    from mlc.tune.lines import Damage
     from mlc.tune.logs import Best
     from mlc.tune.record import Record
     from mlc.tune.store import Store
@@ -63,7 +63,7 @@ def list_command(folder: str | None, json_mode: bool) -> None:
     from dataclasses import asdict
 
     from mlc.tune import logs as operations
-    from mlc.tune.logs import day
+    from mlc.tune.explain import day
 
     store = _store(folder)
     rows = operations.list_files(store)
@@ -90,7 +90,7 @@ def list_command(folder: str | None, json_mode: bool) -> None:
 def show(folder: str | None, limit: int, json_mode: bool, **choice: str) -> None:
     """Show single records, the newest first; failures with their reason."""
     from mlc.tune import logs as operations
-    from mlc.tune.logs import day
+    from mlc.tune.explain import day
 
     store = _store(folder)
     records = operations.newest(store, operations.Choice(**choice), limit)
@@ -269,14 +269,23 @@ def explain_model(path: Path, target: str) -> list[str]:
 
 
 def _explain(store: Store, task: str, device: str) -> dict[str, Any]:
-    from mlc.tune import logs as operations
+    from mlc.tune import applied, explain
     from mlc.tune.record import workload_id, workload_key
+    from mlc.tune.store import Store
 
-    hashes = template_hashes(operations.templates(store, task))
+    shipped = Store(applied.shipped())
+    hashes = template_hashes(explain.templates(store, task) | explain.templates(shipped, task))
+    level = explain.applies(store, task, device, hashes)
+    why = explain.explain(store, task, device, hashes)
+    if level != "exact" and (found := explain.applies(shipped, task, device, hashes)):
+        if level is None:
+            level = found
+        first = explain.explain(shipped, task, device, hashes)[0]
+        why.append(f"among the records that come with mlc: {first}")
     return {
         "task": workload_id(workload_key(json.loads(task))) if task.startswith("[") else task,
-        "level": operations.applies(store, task, device, hashes),
-        "why": operations.explain(store, task, device, hashes),
+        "level": level,
+        "why": why,
     }
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from mlc.cpu import host_cpu, physical_cores
 from mlc.errors import GateError, UsageError
 from mlc.project import LOGS
+from mlc.target import data_dir
 from mlc.tune.device import Device, device_for
 from mlc.tune.record import Record, workload_id
-from mlc.tune.store import Store
+from mlc.tune.store import Store, best_in
 from mlc.tune.tasks import template_hash
 
 if TYPE_CHECKING:
@@ -42,15 +43,15 @@ def device_of(chosen: Target) -> Device:
 
 
 def from_logs(logs: str | None, chosen: Target) -> Lookup:
-    """Return what finds the best record of a workload for a target, on this machine or its like."""
-    root = root_of(logs)
-    if root is None:
-        return lambda _key: None
-    store, device = Store(root), device_of(chosen)
+    """Return what finds the best record of a workload for a target, on this machine or its like.
+
+    It looks in the user's logs first, then in those that come with mlc.
+    """
+    stores, device = [Store(root) for root in _roots(logs)], device_of(chosen)
 
     def lookup(key: str) -> Record | None:
         template = key[2 : key.index('"', 2)]
-        hit = store.best([key], device, {template: template_hash(template)}).get(key)
+        hit = best_in(stores, [key], device, {template: template_hash(template)}).get(key)
         return hit.record if hit else None
 
     return lookup
@@ -58,11 +59,22 @@ def from_logs(logs: str | None, chosen: Target) -> Lookup:
 
 def state(logs: str | None) -> list[tuple[str, int, int]]:
     """Return what changes whenever the logs do: name, size and time of each file."""
-    root = root_of(logs)
-    if root is None:
-        return []
-    files = sorted(root.glob("*/*.jsonl"))
-    return [(str(f.relative_to(root)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    files = [(root, file) for root in _roots(logs) for file in sorted(root.glob("*/*.jsonl"))]
+    return [
+        (str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns)
+        for root, file in files
+    ]
+
+
+def shipped() -> Path:
+    """Return the folder with the records that come with mlc."""
+    return data_dir(LOGS)
+
+
+def _roots(logs: str | None) -> list[Path]:
+    named = root_of(logs)
+    own = [] if named is None or named.resolve() == shipped().resolve() else [named]
+    return [*own, shipped()]
 
 
 def coverage(

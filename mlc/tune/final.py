@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from mlc.tune.run import Run
+    from mlc.tune.store import Hit
 
 ROUNDS = 9
 
@@ -51,13 +52,13 @@ def choose_winners(run: Run, candidates: Mapping[str, Sequence[int]]) -> list[Ch
 
     `candidates` are configs by task, the most promising first.
     """
-    hits = run.store.best(list(candidates), run.subject.device, run.hashes)
-    before = {
-        key: hit.record for key, hit in hits.items() if hit.level == "exact" and hit.record.chosen
-    }
+    now = run.in_use(candidates)
     groups = {
-        key: list(dict.fromkeys([*indices, *_used_now(before.get(key))]))
+        key: list(dict.fromkeys([*indices, *_used_now(now.get(key))]))
         for key, indices in candidates.items()
+    }
+    before = {
+        key: hit.record for key, hit in now.items() if hit.level == "exact" and hit.record.chosen
     }
     keys = list(groups)
     timings = run.measurer.interleaved(
@@ -74,8 +75,9 @@ def choose_winners(run: Run, candidates: Mapping[str, Sequence[int]]) -> list[Ch
     return choices
 
 
-def _used_now(record: Record | None) -> list[int]:
-    return [record.index] if record is not None and record.index != FALLBACK else []
+def _used_now(hit: Hit | None) -> list[int]:
+    """Return the config that is used now: chosen before, or brought from another machine."""
+    return [] if hit is None or hit.record.index == FALLBACK else [hit.record.index]
 
 
 def _choose(

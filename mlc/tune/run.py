@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,12 @@ from mlc.cpu import host_cpu, physical_cores
 from mlc.errors import TargetError, TuningError, UsageError
 from mlc.events import Notice, OnEvent
 from mlc.options import CompileOptions, TuneOptions
-from mlc.tune import baseline, loop, models
+from mlc.tune import applied, baseline, loop, models
 from mlc.tune.budget import Scheduler, TaskState
 from mlc.tune.device import Device, device_for
 from mlc.tune.final import Choice, choose_winners, is_open, take_back
 from mlc.tune.record import FALLBACK, Record
-from mlc.tune.store import Store
+from mlc.tune.store import Hit, Store, best_in
 from mlc.tune.tasks import Task, autotvm_task, choose, tasks_of, template_hash
 
 if TYPE_CHECKING:
@@ -182,8 +182,7 @@ def model_times(run: Run, choices: Sequence[Choice], folder: Path) -> dict[str, 
     if not choices:
         return None
     subject = run.subject
-    hits = run.store.best(list(run.by_key), subject.device, run.hashes)
-    records = {key: hit.record for key, hit in hits.items()}
+    records = {key: hit.record for key, hit in run.in_use(run.by_key).items()}
     built = build_with(subject.options, subject.chosen, records.get, run.on_event)
     tuned = folder / "tuned.mlc"
     artifact.save(built.contents, tuned)
@@ -332,6 +331,11 @@ class Run:
         found = self.store.history(template, self.subject.device)
         current = [r for r in found if r.template_hash == self.hashes[template]]
         return current if key is None else [r for r in current if r.workload == key]
+
+    def in_use(self, keys: Iterable[str]) -> dict[str, Hit]:
+        """Return the records that `mlc compile` would apply, by task."""
+        stores = [self.store, Store(applied.shipped())]
+        return best_in(stores, keys, self.subject.device, self.hashes)
 
     def config(self, key: str, index: int) -> dict[str, Any]:
         """Return AutoTVM's JSON of a config."""

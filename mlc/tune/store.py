@@ -33,18 +33,8 @@ from mlc.cache import default_directory
 from mlc.errors import TargetError, TuningError
 from mlc.target import resolve
 from mlc.tune.device import Device, isa_of
-from mlc.tune.index import (
-    Damage,
-    Group,
-    Index,
-    Row,
-    StaleError,
-    can_keep,
-    judge,
-    lines,
-    log_files,
-    workload_digest,
-)
+from mlc.tune.index import Group, Index, Row, StaleError, log_files
+from mlc.tune.lines import Damage, can_keep, judge, lines, workload_digest
 from mlc.tune.record import MAX_LINE, TVM_VERSION, Record, encode
 
 if TYPE_CHECKING:
@@ -246,6 +236,25 @@ class Store:
         folder = tempfile.mkdtemp(prefix="mlc-logs-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return Path(folder) / "index.sqlite"
+
+
+def best_in(
+    stores: Iterable[Store],
+    workloads: Iterable[str],
+    device: Device | str,
+    template_hashes: Mapping[str, str],
+) -> dict[str, Hit]:
+    """Return the record that applies, by workload, out of several stores (see `Store.best`).
+
+    The exact device goes before others of its class; within that, earlier stores before later ones.
+    """
+    keys = list(workloads)
+    found: dict[str, Hit] = {}
+    for store in stores:
+        for key, hit in store.best(keys, device, template_hashes).items():
+            if key not in found or _LEVELS.index(hit.level) < _LEVELS.index(found[key].level):
+                found[key] = hit
+    return found
 
 
 def read_log(path: Path, damage: Damage | None = None) -> Iterator[Record]:

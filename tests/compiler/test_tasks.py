@@ -360,6 +360,29 @@ def test_a_record_that_does_not_apply(
     assert tuning(built)["kernels"] == {"tuned": 0, "other_device": 0, "fallback": 3}
 
 
+def test_records_that_come_with_mlc(
+    build: Build,
+    chosen: Target,
+    heaviest: Task,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They apply to machines of their class; the user's own go before them."""
+    monkeypatch.setattr(applied, "shipped", lambda: tmp_path / "shipped")
+    other = other_device(chosen, applied.device_of(chosen).isa)
+    theirs = record_for(heaviest, chosen, config_with(heaviest.key, chosen, "tile_oc", 4))
+    Store(tmp_path / "shipped").append([replace(theirs, device=other)])
+    (tmp_path / "own").mkdir()
+    built = build(models.conv_net(), tmp_path / "own")
+    assert '"NCHW4c","float32"' in conv_workload(built)
+    assert tuning(built)["kernels"] == {"tuned": 0, "other_device": 1, "fallback": 2}
+    ours = record_for(heaviest, chosen, config_with(heaviest.key, chosen, "tile_oc", 2))
+    Store(tmp_path / "own").append([ours])
+    built = build(models.conv_net(), tmp_path / "own")
+    assert '"NCHW2c","float32"' in conv_workload(built)
+    assert tuning(built)["kernels"] == {"tuned": 1, "other_device": 0, "fallback": 2}
+
+
 def test_the_default_was_chosen(
     build: Build, chosen: Target, heaviest: Task, conv: Built, tmp_path: Path
 ) -> None:
@@ -411,7 +434,8 @@ def test_where_nothing_can_be_tuned_the_gate_is_open(plain: Built) -> None:
 def test_the_folder_of_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert applied.root_of(None) is None
-    assert applied.state(None) == []
+    shipped = applied.state(None)  # what comes with mlc is always looked at
+    assert len(shipped) == len(list(applied.shipped().glob("*/*.jsonl")))
     (tmp_path / "tuning_logs").mkdir()
     assert applied.root_of(None) == Path("tuning_logs")
     assert applied.root_of(str(tmp_path)) == tmp_path
@@ -432,6 +456,6 @@ def test_the_state_changes_with_the_logs(chosen: Target, tmp_path: Path) -> None
     for _ in range(2):
         store.append([record])
         states.append(applied.state(str(tmp_path)))
-    assert states[0] == []
+    assert states[0] == applied.state(str(applied.shipped()))
     assert states[1] != states[2]
     assert str(tmp_path) not in states[1][0][0]  # the folder may move

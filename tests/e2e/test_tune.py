@@ -18,7 +18,7 @@ import pytest
 from onnx import helper
 
 from mlc.tune.costmodel import CostModel
-from mlc.tune.index import Damage
+from mlc.tune.lines import Damage
 from mlc.tune.record import Record, workload_id
 from mlc.tune.store import Store
 from tests import models

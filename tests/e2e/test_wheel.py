@@ -61,6 +61,9 @@ def test_content(wheel):
     targets = {f"mlc/_targets/{path.name}" for path in (ROOT / "targets").glob("*.toml")}
     assert "mlc/_targets/x86-64-v3.toml" in targets
     assert targets <= names
+    logs = [path.relative_to(ROOT) for path in (ROOT / "tuning_logs").rglob("*.jsonl")]
+    assert {f"mlc/_{path}" for path in logs} <= names
+    assert "mlc/_tuning_logs/README.md" in names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "mlc").rglob("*.py")}
     assert sources <= names

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from mlc.cli import logs as cli
 from mlc.errors import MlcError, UsageError
+from mlc.tune import applied
 from mlc.tune.record import FALLBACK, Record, encode, workload_id, workload_key
 from mlc.tune.store import Store
 
@@ -195,6 +196,20 @@ def test_explain_says_why(store: Store) -> None:
     assert facts["tasks"][0]["level"] == "same-isa"
     assert "miss: there is no record" in call("explain", "conv.x86-01234567")
     assert refused("explain", "resnet").exit_code == 2
+
+
+def test_explain_looks_into_the_records_that_come_with_mlc(
+    store: Store, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(applied, "shipped", lambda: here / "shipped")
+    other = workload_key([TEMPLATE, 7])
+    Store(here / "shipped").append([replace(record(9, device=THERE), workload=other)])
+    text = call("explain", other, "--device", HERE)
+    assert "miss: there is no record of" in text
+    assert "among the records that come with mlc: hit from another device of the same class" in text
+    (answer,) = json.loads(call("explain", other, "--device", HERE, "--json"))["tasks"]
+    assert answer["level"] == "same-isa"
+    assert "come with mlc" not in call("explain", TASK, "--device", HERE)
 
 
 def test_explain_takes_a_model_as_the_sum_of_its_tasks(

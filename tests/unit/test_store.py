@@ -25,10 +25,18 @@ from hypothesis import strategies as st
 from mlc.cpu import HostCpu
 from mlc.errors import TuningError, UsageError
 from mlc.target import Target
-from mlc.tune import logs
+from mlc.tune import explain, logs
 from mlc.tune.device import device_for
-from mlc.tune.index import MAX_LINE, understand
-from mlc.tune.record import FALLBACK, TVM_VERSION, Record, encode, workload_id, workload_key
+from mlc.tune.lines import understand
+from mlc.tune.record import (
+    FALLBACK,
+    MAX_LINE,
+    TVM_VERSION,
+    Record,
+    encode,
+    workload_id,
+    workload_key,
+)
 from mlc.tune.store import Damage, Store, read_log
 
 TEMPLATE = "dense_pack.x86"
@@ -536,13 +544,13 @@ def test_the_index_follows_what_others_append(store: Store) -> None:
 
 
 def test_the_index_reads_only_what_is_new(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlc.tune import index
+    from mlc.tune import lines
 
     store.append([record(k) for k in range(50)])
     index_of(store)
     read: list[bytes] = []
-    real = index.understand
-    monkeypatch.setattr(index, "understand", lambda text: read.append(text) or real(text))
+    real = lines.understand
+    monkeypatch.setattr(lines, "understand", lambda text: read.append(text) or real(text))
     assert len(store.measured(workload(), HERE, HASH)) == 50
     assert read == []
     store.append([record(50)])
@@ -790,7 +798,7 @@ def test_an_export_is_read_back(store: Store, tmp_path: Path) -> None:
 
 def said(store: Store, **changes: Any) -> str:
     arguments = {"task": workload_id(workload()), "device": HERE, "hashes": HASHES, **changes}
-    return "\n".join(logs.explain(store, **arguments))
+    return "\n".join(explain.explain(store, **arguments))
 
 
 def test_the_explanation_names_each_reason(store: Store) -> None:
@@ -812,22 +820,22 @@ def test_the_explanation_names_each_reason(store: Store) -> None:
     store.append([record(1, cost=0), record(2, cost=0), record(3, cost=0, reason="run timeout")])
     assert "all 3 records of this device are failures: 2x crash, 1x run timeout" in said(store)
     assert f"mlc tune MODEL --tasks {task}" in said(store)
-    assert logs.applies(store, task, HERE, HASHES) is None
+    assert explain.applies(store, task, HERE, HASHES) is None
 
     store.append([record(5, 2e-3, device=device("Cpu B"))])
     assert said(store).startswith("hit from another device of the same class (avx2)")
     assert device("Cpu B") in said(store)
-    assert logs.applies(store, task, HERE, HASHES) == "same-isa"
+    assert explain.applies(store, task, HERE, HASHES) == "same-isa"
 
     store.append([record(6, 1e-3)])
     assert said(store).startswith("hit: config 6, 1 ms, measured 2023-11-14 on this device")
     assert said(store, task=json.dumps(json.loads(workload()))) == said(store)
-    assert logs.applies(store, workload(), HERE, HASHES) == "exact"
+    assert explain.applies(store, workload(), HERE, HASHES) == "exact"
     assert "was not compared" in said(store, hashes={})
-    assert logs.templates(store, task) == {TEMPLATE}
+    assert explain.templates(store, task) == {TEMPLATE}
 
 
 @pytest.mark.parametrize("text", ["", "resnet", "[", "[]", "[" * 5000, "x-123"])
 def test_what_names_no_task_is_a_usage_error(store: Store, text: str) -> None:
     with pytest.raises(UsageError):
-        logs.explain(store, text, HERE, HASHES)
+        explain.explain(store, text, HERE, HASHES)

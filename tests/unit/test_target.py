@@ -417,7 +417,7 @@ def test_an_installed_package_brings_its_own_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(target_module, "__file__", str(tmp_path / "mlc/target.py"))
-    with pytest.raises(TargetError, match="target files are missing"):
+    with pytest.raises(TargetError, match="folder targets is missing"):
         target_module.data_dir()
     (tmp_path / "targets").mkdir()
     assert target_module.data_dir() == tmp_path / "targets"

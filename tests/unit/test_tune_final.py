@@ -40,12 +40,11 @@ class Run:
         self.subject = SimpleNamespace(
             chosen=SimpleNamespace(tvm="llvm"), device=SimpleNamespace(id="here")
         )
-        self.store = SimpleNamespace(append=self.records.extend, best=self._best)
+        self.store = SimpleNamespace(append=self.records.extend)
         self.measurer = self
         self.on_event = self.notices.append
 
-    def _best(self, keys: Any, device: Any, hashes: Any) -> dict[str, Any]:
-        assert (device.id, hashes) == ("here", self.hashes)
+    def in_use(self, keys: Any) -> dict[str, Any]:
         return {key: hit for key, hit in self.used_now.items() if key in keys}
 
     def best_indices(self, key: str) -> list[int]:
@@ -127,8 +126,8 @@ def test_every_trial_failed() -> None:
     assert chosen_by(Run({}, best=())) == []
 
 
-def used(index: int, *, level: str = "exact", is_chosen: bool = True) -> dict[str, Any]:
-    found = record(1.0, chosen=is_chosen, index=index)
+def used(index: int, *, level: str = "exact") -> dict[str, Any]:
+    found = record(1.0, chosen=True, index=index)
     return {KEY: SimpleNamespace(record=found, level=level)}
 
 
@@ -138,10 +137,14 @@ def test_what_is_used_now_stays_unless_another_is_faster() -> None:
     assert run.asked == [[(KEY, None), (KEY, 3), (KEY, 5), (KEY, 7)]]
 
 
-@pytest.mark.parametrize(
-    "now", [used(3), used(FALLBACK), used(7, level="same-isa"), used(7, is_chosen=False)]
-)
-def test_what_is_timed_already_or_used_elsewhere_is_not_timed_again(now: Any) -> None:
+def test_what_another_machine_brought_is_timed_here() -> None:
+    run = Run({None: [4.0], 3: [2.0], 5: [3.0], 7: [1.5]}, used_now=used(7, level="same-isa"))
+    (choice,) = choose_winners(run, {KEY: [3, 5]})  # type: ignore[arg-type]
+    assert (choice.index, choice.before) == (7, None)
+
+
+@pytest.mark.parametrize("now", [used(3), used(FALLBACK)])
+def test_what_is_timed_already_is_not_timed_again(now: Any) -> None:
     run = Run({None: [4.0], 3: [2.0], 5: [3.0]}, used_now=now)
     assert chosen_by(run) == [(3, 2.0, 4.0)]
     assert run.asked == [[(KEY, None), (KEY, 3), (KEY, 5)]]
