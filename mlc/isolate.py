@@ -28,7 +28,8 @@ from mlc.errors import BuildError, MlcError, error_class
 
 _STACK_BYTES = 512 << 20  # TVM's visitors recurse over the graph; 8 MB end at ~5,000 nodes
 _BOOT = (  # drop the current folder from the path: a model's folder must not provide modules
-    "import sys; sys.path[:] = [p for p in sys.path if p]; sys.path.append(sys.argv[1]); "
+    "import sys; sys.path[:] = [p for p in sys.path if p]; "
+    "sys.argv[1] in sys.path or sys.path.insert(0, sys.argv[1]); "
     "from mlc.isolate import serve; serve(int(sys.argv[2]))"
 )
 
