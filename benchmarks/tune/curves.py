@@ -31,13 +31,20 @@ def trials_of(records: Iterable[Record], keys: Iterable[str]) -> list[Record]:
     return sorted(found, key=lambda record: record.timestamp)
 
 
-def best_of(trials: Iterable[Record]) -> dict[str, Record]:
-    """Return the fastest record by workload, as `ApplyHistoryBest` would: lowest mean cost."""
+def best_of(
+    trials: Iterable[Record], default: Mapping[str, Weight] | None = None
+) -> dict[str, Record]:
+    """Return the fastest record by workload: lowest mean cost, as `ApplyHistoryBest` takes it.
+
+    With `default`, workloads are left out whose default is faster, as `mlc tune` does it.
+    """
     best: dict[str, Record] = {}
     for record in trials:
         if record.ok and (record.workload not in best or record.cost < best[record.workload].cost):
             best[record.workload] = record
-    return best
+    if default is None:
+        return best
+    return {key: found for key, found in best.items() if found.cost < default[key].untuned}
 
 
 def estimate(best: Mapping[str, Record], weights: Mapping[str, Weight]) -> float:
@@ -52,11 +59,17 @@ def estimate(best: Mapping[str, Record], weights: Mapping[str, Weight]) -> float
 
 
 def curve(
-    trials: Sequence[Record], ends: Iterable[int], weights: Mapping[str, Weight]
+    trials: Sequence[Record],
+    ends: Iterable[int],
+    weights: Mapping[str, Weight],
+    default: Mapping[str, Weight] | None = None,
 ) -> list[tuple[int, float]]:
-    """Return (trials, estimate in seconds) at the start and at each of `ends`, the batches' ends."""
+    """Return (trials, estimate in seconds) at the start and at each of `ends`, the batches' ends.
+
+    `default` as for `best_of`.
+    """
     points = sorted({0, *(end for end in ends if end <= len(trials)), len(trials)})
-    return [(end, estimate(best_of(trials[:end]), weights)) for end in points]
+    return [(end, estimate(best_of(trials[:end], default), weights)) for end in points]
 
 
 def reached(points: Iterable[tuple[int, float]], seconds: float) -> int | None:

@@ -16,6 +16,7 @@ from benchmarks.tune.curves import Weight
 from benchmarks.tune.race import race
 from benchmarks.tune.setup import Setup, compiled, mlc, once, progress, say
 from mlc.errors import UsageError
+from mlc.tune.record import workload_id
 from mlc.tune.store import Store
 
 if TYPE_CHECKING:
@@ -63,6 +64,18 @@ def tuned(setup: Setup, model: str, seed: int, folder: Path, *flags: str) -> dic
     return dict(once(folder / "report.json", run))
 
 
+def timed_defaults(weights: Mapping[str, Weight], report: Mapping[str, Any]) -> dict[str, Weight]:
+    """Return the weights with the times of the defaults that `mlc tune` took beside its winners.
+
+    Those are of the kernel that was tuned; the profile's hold what is fused into it as well.
+    """
+    found = {task["id"]: task["untuned"] for task in report["tasks"]}
+    return {
+        key: Weight(calls=weight.calls, untuned=found.get(workload_id(key)) or weight.untuned)
+        for key, weight in weights.items()
+    }
+
+
 def tune_command(setup: Setup, model: Path, seed: int, folder: Path) -> list[object]:
     """Return the arguments of the `mlc tune` of part a."""
     return ["tune", model, "--target", setup.target, "--trials", setup.trials,
@@ -79,6 +92,7 @@ def against_untuned_and_equal(setup: Setup, seed: int, *, with_equal: bool) -> d
     folder, model = seed_folder(setup, seed), setup.path_of(setup.model)
     weights = weights_of(setup, setup.model)
     report = tuned(setup, setup.model, seed, folder / "ours")
+    weights = timed_defaults(weights, report)
     ours = curves.trials_of(Store(folder / "ours/logs").read(), weights)
     theirs = _equal_split(setup, seed, weights) if with_equal else []
 
@@ -86,7 +100,7 @@ def against_untuned_and_equal(setup: Setup, seed: int, *, with_equal: bool) -> d
         say(f"compiling what seed {seed} found")
         bests = {"untuned": {}, "equal": curves.best_of(theirs)} if theirs else {"untuned": {}}
         marks = [n for n in curves.checkpoints(setup.trials) if n <= len(ours)] if theirs else []
-        bests |= {f"ours@{n}": curves.best_of(ours[:n]) for n in marks}
+        bests |= {f"ours@{n}": curves.best_of(ours[:n], weights) for n in marks}
         artifacts, same = _compile_each(setup, model, bests, folder / "artifacts")
         artifacts["ours"] = folder / "artifacts/ours.mlc"
         logs = ("--logs", folder / "ours/logs")
@@ -100,7 +114,7 @@ def against_untuned_and_equal(setup: Setup, seed: int, *, with_equal: bool) -> d
             "reliable": found.reliable,
             "seconds": {name: found.seconds(name) for name in artifacts},
             "a": found.speedup("ours", "untuned"),
-            "curve": {"ours": curves.curve(ours, report["ends"], weights)},
+            "curve": {"ours": curves.curve(ours, report["ends"], weights, weights)},
         }
         if theirs:
             reach = [{"trials": n, **found.speedup(same.get(f"ours@{n}", f"ours@{n}"), "equal")}
@@ -175,7 +189,9 @@ def transfer(setup: Setup, seed: int) -> dict[str, Any]:
             (side / "copy").rename(side / "logs")
         report = tuned(setup, setup.second, seed, side, flag)
         runs[name] = curves.trials_of(Store(side / "logs").read(), weights)
-        points[name] = curves.curve(runs[name], report["ends"], weights)
+        if name == "on":
+            weights = timed_defaults(weights, report)
+        points[name] = curves.curve(runs[name], report["ends"], weights, weights)
     goal = NEAR * min(points["on"][-1][1], points["off"][-1][1])
     reach = {name: curves.reached(points[name], goal) for name in points}
 
@@ -183,7 +199,7 @@ def transfer(setup: Setup, seed: int) -> dict[str, Any]:
         say(f"compiling what seed {seed} found with and without transfer")
         marks = {f"{name}@{n}": runs[name][:n] for name in runs
                  for n in {*(n for n in reach.values() if n), len(runs[name])}}  # fmt: skip
-        bests = {mark: curves.best_of(found) for mark, found in marks.items()}
+        bests = {mark: curves.best_of(found, weights) for mark, found in marks.items()}
         artifacts, same = _compile_each(setup, model, bests, folder / "artifacts")
         found = _race(setup, artifacts, f"transfer, seed {seed}")
         finals = {same.get(mark, mark) for mark in (f"{name}@{len(runs[name])}" for name in runs)}

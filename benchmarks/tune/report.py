@@ -50,7 +50,8 @@ def caption(results: dict[str, Any]) -> str:
         text += (
             f" Equal split: AutoTVM's XGBTuner (regression: its rank loss raises with current "
             f"xgboost), as many trials for each task, timed by {watch}; with {options['plan']} "
-            f"trials before a model is fitted it fitted {sum(fits)} models in {len(fits)} runs."
+            f"trials before a model is fitted it fitted {sum(fits)} models in {len(fits)} runs. "
+            "It takes the lowest cost, as AutoTVM does; mlc keeps the default where that is faster."
         )
     if not all(part["reliable"] for name in ("ab", "c") for part in results.get(name) or ()):
         text += " Other programs took the cores: NOT TO BE QUOTED."

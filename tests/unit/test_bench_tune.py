@@ -45,6 +45,14 @@ def test_the_curve_weighs_calls_and_starts_untuned():
     assert curves.curve(trials, [2, 3, 99], WEIGHTS) == [(0, 25.0), (2, 21.0), (3, 21.0), (4, 17.0)]
 
 
+def test_a_default_that_is_faster_is_kept_when_asked():
+    trials = [record(A, 12.0, 1), record(B, 4.0, 2)]
+    assert curves.best_of(trials).keys() == {A, B}
+    assert curves.best_of(trials, WEIGHTS).keys() == {B}
+    assert curves.curve(trials, [], WEIGHTS)[-1] == (2, 28.0)
+    assert curves.curve(trials, [], WEIGHTS, WEIGHTS)[-1] == (2, 24.0)
+
+
 def test_reached_is_never_before_the_first_trial():
     points = [(0, 1.0), (4, 3.0), (8, 2.0), (12, 2.0)]
     assert curves.reached(points, 2.0) == 8
