@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types unit compiler e2e slow bench-compile clean
+.PHONY: help setup demo test check format lint types unit compiler e2e slow bench-compile bench-tune clean
 
 help: ## print these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ slow: $(STAMP) ## the slow suite: all light and exported models, a model over 50
 
 bench-compile: $(STAMP) ## compile time: real networks cold and cached, and 100 to 5,000 nodes
 	$(BIN)/python -m benchmarks.compile_time
+
+bench-tune: $(STAMP) ## what tuning buys, against untuned and AutoTVM: an hour or two, goes on where it was stopped
+	$(BIN)/python -m benchmarks.tune
 
 clean: ## delete what the targets made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
