@@ -37,12 +37,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CompileReport:
-    """What `compile` made: the artifact's path and size, wall time (s), and its manifest."""
+    """What `compile` made: the artifact's path and size, wall time (s), and its manifest.
+
+    `coverage` says how much of the work in tunable kernels is tuned: shares `tuned` on this device,
+    on an `other_device` of its class, by default (`fallback`); `by` "time" where the compiled model
+    was run and they differ, else by "FLOPs".
+    """
 
     path: Path
     bytes: int
     seconds: float
     from_cache: bool
+    coverage: dict[str, Any]
     manifest: dict[str, Any]
 
     @property

@@ -6,6 +6,7 @@ model.onnx -> frontend -> passes -> build -> artifact -> verified artifact
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 import time
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
 
     from mlc.build import Library
     from mlc.frontend.onnx_file import OnnxFile
+    from mlc.runtime.session import Session
+    from mlc.tune.applied import Coverage
     from mlc.tune.dispatch import Lookup
 
+_PROFILE_S, _PROFILE_RUNS = 0.1, 2  # of a run's time by kernel, where coverage needs it
 _T = TypeVar("_T")
 
 
@@ -37,7 +41,6 @@ def compile_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     Runs in a process of its own (see `isolate`). `output` must be set.
     """
     from mlc.frontend import onnx_file
-    from mlc.tune import applied
 
     options = CompileOptions(**{**fields, "shapes": tuple(fields["shapes"])})
     started = time.perf_counter()
@@ -49,15 +52,18 @@ def compile_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     key = _artifact_key(options, chosen, file.sha256)
     stored = cache.get("artifacts", key) if options.dump_ir is None else None
     if stored is not None and _restore(stored, output):
-        return _report(output, started, from_cache=True)
+        return _report(output, started, cache.get("coverage", key), from_cache=True)
     lookup = _lookup(options, chosen, on_event)
     built = [build_model(options, chosen, file, cache, lookup, on_event).contents]
-    applied.require(built[0].manifest["tuning"], options.require_tuned)
-    _write(built.pop(), options, output, on_event)  # popped: its weights go once they are written
+    # Popped: its weights go once they are written.
+    found = asdict(_write(built.pop(), options, output, on_event))
+    coverage = json.dumps(found).encode() if found["by"] == "time" else None
     if cache.directory is not None and output.stat().st_size <= cache.max_bytes // 4:
         cache.put("artifacts", key, output.read_bytes())
+        if coverage is not None:
+            cache.put("coverage", key, coverage)
         cache.prune()
-    return _report(output, started, from_cache=False)
+    return _report(output, started, coverage, from_cache=False)
 
 
 def check_options(options: CompileOptions, output: Path) -> None:
@@ -143,26 +149,52 @@ def build_model(
 
 def _write(
     contents: artifact.Contents, options: CompileOptions, output: Path, on_event: OnEvent
-) -> None:
-    """Write the artifact under a temporary name, verify that very file, then give it its name."""
+) -> Coverage:
+    """Write the artifact under a temporary name, verify that very file, then give it its name.
+
+    Returns how much of it is tuned. Times differ from run to run, so they stay out of the artifact.
+
+    Raises:
+        GateError: records cover less than `require_tuned`.
+        MismatchError: it computes something else than the model.
+    """
+    from mlc.tune import applied
+
     temporary = _beside(output)
+    coverage = applied.by_flops(contents.manifest["tuning"])
     try:
         timed("write", on_event, partial(artifact.save, contents, temporary))
         del contents
         if options.verify:
-            result = timed("verify", on_event, lambda: _verified(temporary, options))
+            result, coverage = timed("verify", on_event, lambda: _verified(temporary, options))
             artifact.rewrite_manifest(temporary, {"verification": result})
+        applied.require(coverage, options.require_tuned)
         temporary.replace(output)
     finally:
         temporary.unlink(missing_ok=True)
+    return coverage
 
 
-def _verified(path: Path, options: CompileOptions) -> dict[str, Any]:
+def _verified(path: Path, options: CompileOptions) -> tuple[dict[str, Any], Coverage]:
+    """Return the verification, and the coverage: by time, measured in the session that is open."""
+    from mlc.runtime.profile import profile
     from mlc.runtime.verify import require, verify
+    from mlc.tune import applied
 
-    result = verify(VerifyOptions(artifact=str(path), model=options.model, seed=options.seed))
+    found = []
+
+    def look(session: Session) -> None:
+        tuning = session.manifest["tuning"]
+        if applied.is_mixed(tuning):
+            kernels = profile(session, _PROFILE_S, _PROFILE_RUNS)
+            found.append(applied.by_time(tuning, {k.symbol: k.seconds for k in kernels}))
+        else:
+            found.append(applied.by_flops(tuning))
+
+    asked = VerifyOptions(artifact=str(path), model=options.model, seed=options.seed)
+    result = verify(asked, then=look)
     require(result, "the compiled model")
-    return result.to_json()
+    return result.to_json(), found[0]
 
 
 def load(file: Any, shapes: tuple[str, ...], on_event: OnEvent) -> tuple[Any, Any]:
@@ -244,13 +276,20 @@ def _beside(output: Path) -> Path:
     return output.with_name(f".{output.name}.{Path(tempfile.gettempdir()).name}-{os.getpid()}")
 
 
-def _report(output: Path, started: float, *, from_cache: bool) -> dict[str, Any]:
+def _report(
+    output: Path, started: float, coverage: bytes | None, *, from_cache: bool
+) -> dict[str, Any]:
+    from mlc.tune import applied
+
+    manifest = artifact.read_manifest(output)
+    known = json.loads(coverage) if coverage else asdict(applied.by_flops(manifest["tuning"]))
     return {
         "path": str(output),
         "bytes": output.stat().st_size,
         "seconds": time.perf_counter() - started,
         "from_cache": from_cache,
-        "manifest": artifact.read_manifest(output),
+        "coverage": known,
+        "manifest": manifest,
     }
 
 

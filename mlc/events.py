@@ -38,6 +38,19 @@ class Notice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What tuning starts from, said once before the first batch.
+
+    `model` is the seconds of a run of the untuned model, all kernels together; `known` trials were
+    measured by earlier runs; `peak_gflops` is what fp32 code reaches here at most (None: unknown).
+    """
+
+    model: float
+    known: int
+    peak_gflops: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuneTask:
     """How far one task is: calls per run, trials so far, best seconds per call, untuned seconds."""
 
@@ -68,13 +81,14 @@ class Tuning:
     tasks: tuple[TuneTask, ...]
 
 
-Event = Stage | Progress | Notice | Tuning
+Event = Stage | Progress | Notice | Baseline | Tuning
 OnEvent = Callable[[Event], None]
 
-_KINDS: dict[str, type[Stage | Progress | Notice | Tuning]] = {
+_KINDS: dict[str, type[Stage | Progress | Notice | Baseline | Tuning]] = {
     "stage": Stage,
     "progress": Progress,
     "notice": Notice,
+    "baseline": Baseline,
     "tuning": Tuning,
 }
 

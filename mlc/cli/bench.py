@@ -87,7 +87,7 @@ def bench(json_mode: bool, **asked: Any) -> None:
     if result.comparison is not None:
         out.print(result.comparison.verdict, soft_wrap=True, markup=False)
     if result.profile is not None:
-        out.print(_kernels(result.profile))
+        out.print(_kernels(result.profile, result.peak_gflops))
 
 
 def _timings(result: BenchResult) -> Table:
@@ -109,24 +109,30 @@ def _timings(result: BenchResult) -> Table:
     return table
 
 
-def _kernels(kernels: tuple[KernelTime, ...]) -> Table:
+def _kernels(kernels: tuple[KernelTime, ...], peak: float | None) -> Table:
     from rich.table import Table
 
+    from mlc.cli.render import share_of
+
     total = sum(kernel.seconds for kernel in kernels)
-    table = Table(title=f"kernels, {_ms(total)} ms a run together", title_justify="left")
+    limit = f"; fp32 code reaches {peak:.0f} GFLOP/s here" if peak else ""
+    table = Table(title=f"kernels, {_ms(total)} ms a run together{limit}", title_justify="left")
     table.add_column("kernel", overflow="fold")
-    for column in ("calls", "ms", "share", "GFLOP/s"):
+    for column in ("calls", "ms", "share", "GFLOP/s", "of peak"):
         table.add_column(column, justify="right")
     for kernel in kernels[:ROWS]:
         speed = "" if kernel.gflops is None else f"{kernel.gflops:.1f}"
         table.add_row(
-            kernel.symbol, str(kernel.calls), _ms(kernel.seconds), f"{kernel.share:.1%}", speed
-        )
+            kernel.symbol, str(kernel.calls), _ms(kernel.seconds), f"{kernel.share:.1%}", speed,
+            share_of(kernel.gflops, peak),
+        )  # fmt: skip
     rest = kernels[ROWS:]
     if rest:
         spent, share = sum(k.seconds for k in rest), sum(k.share for k in rest)
         calls = str(sum(k.calls for k in rest))
-        table.add_row(f"{len(rest)} more (all in --json)", calls, _ms(spent), f"{share:.1%}", "")
+        table.add_row(
+            f"{len(rest)} more (all in --json)", calls, _ms(spent), f"{share:.1%}", "", ""
+        )
     return table
 
 

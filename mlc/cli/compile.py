@@ -45,7 +45,8 @@ DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
     "--require-tuned",
     type=click.FloatRange(0, 1),
     metavar="SHARE",
-    help="Fail (exit code 9) when records of this device cover less of the work.",
+    help="Fail (exit code 9) when records of this device cover less of the time in tunable kernels "
+    "(of their FLOPs with --no-verify, which runs nothing).",
 )
 @click.option(
     "--verify/--no-verify",
@@ -116,12 +117,12 @@ def _show(report: Any) -> None:
 
     manifest = report.manifest
     check = manifest["verification"]
-    tuning = manifest["tuning"]
+    shares = report.coverage
     calls = sum(kernel["calls"] for kernel in manifest["kernels"].values())
-    shares = tuning["share_of_flops"]
     tuned = (
         f"  tuning     {shares['tuned']:.0%} of the work tuned on this device, "
-        f"{shares['other_device']:.0%} on others of its class, {shares['fallback']:.0%} by default"
+        f"{shares['other_device']:.0%} on others of its class, {shares['fallback']:.0%} by default "
+        f"(by {shares['by']})"
     )
     lines = [
         f"[bold]{escape(printable(str(report.path)))}[/bold]  {size(report.bytes)}, {manifest['target']['tvm']}",

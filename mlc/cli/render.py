@@ -81,3 +81,8 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
+
+
+def share_of(gflops: float | None, peak: float | None) -> str:
+    """Return the share of the machine's limit as text; nothing where either is unknown."""
+    return f"{gflops / peak:.0%}" if gflops and peak else ""

@@ -91,6 +91,11 @@ DEFAULTS = {field.name: field.default for field in fields(TuneOptions)}
     show_default=True,
     help="Seconds that a candidate may run.",
 )
+@click.option(
+    "--report",
+    metavar="DIR|FILE.html",
+    help="Write an HTML report and a PNG of the curve (extra: report).",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Only warnings on stderr.")
 @click.option("--json", "json_mode", is_flag=True, help="Result and progress as JSON.")
 def tune(
@@ -114,6 +119,7 @@ def tune(
       mlc tune model.onnx --trials 500
       mlc tune --budget 20m            the model of mlc.toml, or the only .onnx file here
       mlc tune model.onnx --list
+      mlc tune model.onnx --report reports/
     """  # fmt: skip
     from mlc import isolate, project
 
@@ -130,8 +136,12 @@ def tune(
             "budget": None if budget is None else seconds(budget),
         }
     )
+    from mlc import report as reporting
     from mlc.cli.tune_view import View
 
+    place = None
+    if options.report and not list_only:
+        place = reporting.place_for(options.report, path)
     with View(json_mode=json_mode, quiet=quiet) as view:
         if list_only:
             found = isolate.call("mlc.tune.run:list_tasks", replace(options, trials=0), view)
@@ -149,6 +159,9 @@ def tune(
         _show_tasks(found)
     else:
         _show_report(found)
+    if place is not None:  # last: a full disk costs the report, not what was found
+        reporting.write(found, options, place)
+        click.echo(f"report: {place.page} and {place.picture}", err=True)
 
 
 def seconds(text: str) -> float:
@@ -191,7 +204,7 @@ def _show_tasks(found: dict[str, Any]) -> None:
 def _show_report(found: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from mlc.cli.render import console
+    from mlc.cli.render import console, share_of
 
     title = f"{found['measured']} measured, {found['known']} known before, {found['seconds']:.0f} s"
     table = Table(title=title, title_justify="left", box=None)
@@ -204,6 +217,7 @@ def _show_report(found: dict[str, Any]) -> None:
         "after us",
         "gain",
         "GFLOP/s",
+        "of peak",
         "output",
     )
     for column in columns:
@@ -211,11 +225,13 @@ def _show_report(found: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if left else "right", no_wrap=column == "task")
     for task in found["tasks"]:
         before, after = task["untuned"], task["best"]
+        speed = task["flops"] / after / 1e9 if after else None
         table.add_row(
             task["id"], task["shapes"], str(task["calls"]), str(task["trials"]),
             f"{before * 1e6:.1f}" if before else "", f"{after * 1e6:.1f}" if after else "",
             f"{before / after:.2f}x" if before and after else "",
-            f"{task['flops'] / after / 1e9:.1f}" if after else "", task["checked"],
+            f"{speed:.1f}" if speed else "", share_of(speed, found.get("peak_gflops")),
+            task["checked"],
         )  # fmt: skip
     console().print(table)
     model = found["model"]

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mlc import events
-from mlc.cli.render import reporter
+from mlc.cli.render import reporter, share_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,11 +22,11 @@ class View:
     Use as a context manager: the live table is closed before anything else is printed.
     """
 
-    def __init__(self, *, json_mode: bool, quiet: bool, peak_gflops: float | None = None):
+    def __init__(self, *, json_mode: bool, quiet: bool):
         self.other = reporter(json_mode, quiet)
         self.json_mode = json_mode
         self.quiet = quiet
-        self.peak = peak_gflops
+        self.start: events.Baseline | None = None
         self.live: Any = None
         self.last_beat = 0.0
         self.best: dict[str, list[float]] = {}
@@ -45,6 +45,8 @@ class View:
 
     def __call__(self, event: events.Event) -> None:
         """Show an event."""
+        if isinstance(event, events.Baseline):
+            self.start = event
         if self.json_mode or not isinstance(event, events.Tuning):
             self.close()
             self.other(event)
@@ -57,7 +59,7 @@ class View:
         elif time.monotonic() - self.last_beat > _HEARTBEAT_S or event.done >= event.trials:
             self.last_beat = time.monotonic()
             if not self.quiet:
-                print(heartbeat(event), file=sys.stderr, flush=True)
+                print(heartbeat(event, self.start), file=sys.stderr, flush=True)
 
     def _draw(self, event: events.Tuning) -> None:
         if self.live is None:
@@ -71,13 +73,13 @@ class View:
     def _table(self, event: events.Tuning) -> Table:
         from rich.table import Table
 
-        table = Table(title=heartbeat(event), title_justify="left", box=None)
+        table = Table(title=heartbeat(event, self.start), title_justify="left", box=None)
         for column in ("task", "calls", "trials", "failed", "best", "GFLOP/s", "of peak", "trend"):
             table.add_column(column, justify="left" if column in ("task", "trend") else "right")
         for task in sorted(event.tasks, key=_weight, reverse=True)[:_ROWS]:
             mark = "> " if task.id == event.active else "  "
             speed = task.flops / task.best / 1e9 if task.best else None
-            share = f"{speed / self.peak:.0%}" if speed and self.peak else ""
+            share = share_of(speed, self.start.peak_gflops if self.start else None)
             table.add_row(
                 mark + task.id, str(task.calls), str(task.trials), str(task.failed or ""),
                 _time(task.best), f"{speed:.1f}" if speed else "", share,
@@ -86,19 +88,21 @@ class View:
         return table
 
 
-def heartbeat(event: events.Tuning) -> str:
-    """Return one line on where the run stands."""
+def heartbeat(event: events.Tuning, start: events.Baseline | None = None) -> str:
+    """Return one line on where the run stands; of the whole model, where its start is known."""
     parts = [f"{event.done}/{event.trials} trials", f"{event.seconds:.0f} s"]
-    if event.done:
-        left = event.seconds / event.done * (event.trials - event.done)
+    measured = event.done - (start.known if start else 0)  # earlier runs took none of the seconds
+    if measured > 0:
+        left = event.seconds / measured * (event.trials - event.done)
         if event.budget is not None:
             left = min(left, event.budget - event.seconds)
         parts.append(f"about {max(left, 0):.0f} s left")
     if event.before:
-        parts.append(
-            f"tunable part {_time(event.before)} -> {_time(event.estimate)} "
-            f"({event.before / event.estimate:.2f}x)"
-        )
+        what, rest = "tunable part", 0.0
+        if start is not None and start.model >= event.before:
+            what, rest = "model", start.model - event.before
+        before, now = event.before + rest, event.estimate + rest
+        parts.append(f"{what} {_time(before)} -> {_time(now)} ({before / now:.2f}x)")
     return ", ".join([*parts, f"at {event.active}"])
 
 

@@ -13,6 +13,7 @@ How two sides are compared, so that each is at its best and drift cancels:
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 import time
@@ -22,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc import ort_env
+from mlc import ort_env, target
 from mlc.artifact import read_manifest
+from mlc.cache import open_cache
 from mlc.cpu import physical_cores
-from mlc.errors import RunError, UsageError, did_you_mean
+from mlc.errors import RunError, TargetError, UsageError, did_you_mean
 from mlc.events import Notice, OnEvent, Stage, ignore
 from mlc.runtime import inputs as sources
 from mlc.runtime import profile as profiling
@@ -33,6 +35,7 @@ from mlc.runtime.session import Session, threads_in_use
 from mlc.runtime.session import open as open_session
 from mlc.runtime.timing import CROWDED, Comparison, Side, Timing, compare, interleave
 from mlc.runtime.verify import Reference, _warn_if_other_model
+from mlc.tune.peak import peak_gflops
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +50,10 @@ NOISY_SPREAD = 0.15
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
-    """What `bench` found; `batch` is the first dimension of the first input (1 without one)."""
+    """What `bench` found; `batch` is the first dimension of the first input (1 without one).
+
+    `peak_gflops` is what fp32 code for the artifact's target reaches here at most, beside a profile.
+    """
 
     artifact: str
     target: str
@@ -58,6 +64,7 @@ class BenchResult:
     peer: Timing | None = None
     comparison: Comparison | None = None
     profile: tuple[profiling.KernelTime, ...] | None = None
+    peak_gflops: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON data, times in seconds."""
@@ -109,6 +116,7 @@ def bench(options: BenchOptions, on_event: OnEvent = ignore) -> BenchResult:
             peer=peer.timing(batch) if peer else None,
             comparison=_compare(ours, peer) if peer else None,
             profile=kernels,
+            peak_gflops=_peak(session, threads) if kernels else None,
         )
     _warn_if_noisy(result, on_event)
     return result
@@ -141,6 +149,13 @@ def check_options(options: BenchOptions) -> None:
             f"mlc bench {shlex.quote(options.artifact)} --against {options.against} "
             f"--model {shlex.quote(name)}",
         )
+
+
+def _peak(session: Session, threads: int) -> float | None:
+    with contextlib.suppress(TargetError):  # an artifact of another version may name what is gone
+        chosen = target.resolve(session.manifest["target"]["tvm"])
+        return peak_gflops(chosen, threads, open_cache())
+    return None
 
 
 def _measure(ours: Side, peer: Side | None, options: BenchOptions, on_event: OnEvent) -> None:

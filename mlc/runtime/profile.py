@@ -44,10 +44,10 @@ class KernelTime:
     gflops: float | None
 
 
-def profile(session: Session, seconds: float) -> list[KernelTime]:
+def profile(session: Session, seconds: float, runs: int = MIN_RUNS) -> list[KernelTime]:
     """Return the kernels of a session by the time that they take, the slowest first.
 
-    Runs the model on what `session.input_views` hold, for `seconds` (at least `MIN_RUNS` times, and
+    Runs the model on what `session.input_views` hold, for `seconds` (at least `runs` times, and
     once before to warm up); `session.output_views` stay as they are. What a call costs by itself
     (about 2 microseconds) is measured and taken off; kernels that take less than that still look
     slower than they are, as this code uses the caches between them.
@@ -67,7 +67,8 @@ def profile(session: Session, seconds: float) -> list[KernelTime]:
         for position, node in enumerate(nodes)
         if node["op"] == "tvm_op" and node["attrs"]["func_name"] != "__nop"
     ]
-    samples = _measure(executor["execute_node"], [position for position, _ in called], seconds)
+    positions = [position for position, _ in called]
+    samples = _measure(executor["execute_node"], positions, seconds, runs)
     return summarize([symbol for _, symbol in called], samples, session.manifest["kernels"])
 
 
@@ -104,8 +105,10 @@ def _gflops(flops: int, seconds: float) -> float | None:
     return flops / seconds / 1e9 if flops and seconds else None
 
 
-def _measure(execute: Any, positions: Sequence[int], seconds: float) -> np.ndarray[Any, Any]:
-    """Return seconds by run and position.
+def _measure(
+    execute: Any, positions: Sequence[int], seconds: float, least: int
+) -> np.ndarray[Any, Any]:
+    """Return seconds by run and position, of `least` runs or more.
 
     `execute(k)` of the debug executor runs the nodes after the one that it ran last, up to `k`; from
     the start when `k` lies before that; nothing when it is the same. In between lie inputs, weights
@@ -116,7 +119,7 @@ def _measure(execute: Any, positions: Sequence[int], seconds: float) -> np.ndarr
     if not positions:
         return np.zeros((1, 0))
     deadline = None
-    while deadline is None or len(runs) < MIN_RUNS or clock() < deadline:
+    while deadline is None or len(runs) < least or clock() < deadline:
         if positions[0] > 0:
             execute(0)  # an input or weight: goes back to the start, even from an only kernel
         run = []

@@ -13,7 +13,7 @@ from mlc.errors import MismatchError, ModelError, RunError
 from mlc.events import Notice, OnEvent, ignore
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mlc.model import TensorSpec
     from mlc.options import VerifyOptions
@@ -189,8 +189,14 @@ class Reference:
         return {n: np.asarray(v) for n, v in zip(self.outputs, values, strict=True)}
 
 
-def verify(options: VerifyOptions, on_event: OnEvent = ignore) -> Verification:
+def verify(
+    options: VerifyOptions,
+    on_event: OnEvent = ignore,
+    then: Callable[[Session], None] | None = None,
+) -> Verification:
     """Compare an artifact with the model that it was compiled from.
+
+    `then` gets the session while it is open, its inputs filled, the reference gone.
 
     Raises:
         ArtifactError: the artifact cannot be opened.
@@ -216,8 +222,12 @@ def verify(options: VerifyOptions, on_event: OnEvent = ignore) -> Verification:
             compare_outputs(session.outputs, session.run(feed), reference.run(feed))
             for feed in rounds
         ]
+        name = reference.name
+        del reference  # with its threads, which wait for work by spinning
+        if then is not None:
+            then(session)
     return Verification(
-        reference=reference.name,
+        reference=name,
         seed=options.seed,
         rounds=len(rounds),
         outputs=tuple(_worst(per_output) for per_output in zip(*checks, strict=True)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from mlc.codegen.kernels import Kernel
     from mlc.target import Target
     from mlc.tune.dispatch import Lookup
+
+LEVELS = ("tuned", "other_device", "fallback")
 
 
 def root_of(logs: str | None) -> Path | None:
@@ -82,12 +85,12 @@ def coverage(
 ) -> dict[str, Any]:
     """Return how much of a model's work is tuned, by share of its FLOPs in tunable kernels.
 
-    `tuned`: by records of this very device (or of a named log); `other_device`: by records of
-    another machine of the same vector class; `fallback`: by no record.
+    The level of each such kernel: `tuned` by records of this very device (or of a named log),
+    `other_device` by records of another machine of the same vector class, `fallback` by no record.
     """
     here = device_of(chosen).id
-    shares = {"tuned": 0.0, "other_device": 0.0, "fallback": 0.0}
-    counts = dict.fromkeys(shares, 0)
+    work = dict.fromkeys(LEVELS, 0.0)
+    levels = {}
     for kernel in kernels:
         if not kernel.workloads:
             continue
@@ -96,12 +99,12 @@ def coverage(
         level = "fallback" if record is None else "other_device"
         if record is not None and record.device in ("", here):
             level = "tuned"
-        shares[level] += kernel.flops * calls[kernel.symbol]
-        counts[level] += 1
-    total = sum(shares.values()) or 1.0
+        work[level] += kernel.flops * calls[kernel.symbol]
+        levels[kernel.symbol] = level
     return {
-        "kernels": counts,
-        "share_of_flops": {level: round(work / total, 4) for level, work in shares.items()},
+        "kernels": {level: list(levels.values()).count(level) for level in LEVELS},
+        "levels": levels,
+        "share_of_flops": _shares(work),
         "records": [
             {"task": workload_id(key), "device": record.device, "config": record.index,
              "seconds": record.cost}
@@ -110,17 +113,52 @@ def coverage(
     }  # fmt: skip
 
 
-def require(found: Mapping[str, Any], share: float | None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """Shares of the work in tunable kernels, by level; `by` says of what: "time" or "FLOPs"."""
+
+    by: str
+    tuned: float
+    other_device: float
+    fallback: float
+
+
+def by_flops(tuning: Mapping[str, Any]) -> Coverage:
+    """Return the coverage in an artifact's manifest (its `tuning`), which holds no times."""
+    return Coverage(by="FLOPs", **tuning["share_of_flops"])
+
+
+def is_mixed(tuning: Mapping[str, Any]) -> bool:
+    """Whether tunable kernels differ in level: only then do times say more than FLOPs do."""
+    return len(set(tuning["levels"].values())) > 1
+
+
+def by_time(tuning: Mapping[str, Any], seconds: Mapping[str, float]) -> Coverage:
+    """Return the coverage by the seconds that each kernel takes in a run, by symbol.
+
+    By FLOPs where no tunable kernel takes long enough to be timed.
+    """
+    work = dict.fromkeys(LEVELS, 0.0)
+    for symbol, level in tuning["levels"].items():
+        work[level] += seconds.get(symbol, 0.0)
+    return Coverage(by="time", **_shares(work)) if any(work.values()) else by_flops(tuning)
+
+
+def _shares(work: Mapping[str, float]) -> dict[str, float]:
+    total = sum(work.values()) or 1.0
+    return {level: round(part / total, 4) for level, part in work.items()}
+
+
+def require(found: Coverage, share: float | None) -> None:
     """Raise GateError when records of this device cover less than `share` of the work.
 
     Where nothing can be tuned, nothing is missing.
     """
-    if share is None or not any(found["kernels"].values()):
+    if share is None or not any((found.tuned, found.other_device, found.fallback)):
         return
-    have = found["share_of_flops"]["tuned"]
-    if have < share:
+    if found.tuned < share:
         raise GateError(
-            f"{have:.1%} of the model's work is tuned on this device, {share:.1%} was required "
-            f"({found['share_of_flops']['other_device']:.1%} by records of other devices)",
+            f"{found.tuned:.1%} of the model's work is tuned on this device, {share:.1%} was required "
+            f"(by {found.by}; {found.other_device:.1%} by records of other devices)",
             "`mlc tune` measures what is missing; `mlc logs explain MODEL` says why records miss",
         )

@@ -79,11 +79,30 @@ class Context:
     transfer: bool = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """Where a run stood after a batch of `task` (an id; "" at the start).
+
+    `trials` in all and `seconds` of this run were spent; `estimate` is the expected seconds per run
+    of the tunable part, `parts` what each task has in it, in the order of the tasks.
+    """
+
+    trials: int
+    seconds: float
+    estimate: float
+    task: str
+    parts: tuple[float, ...]
+
+
 @dataclass
 class Progress:
-    """The state of a run, by task key: trials and failures of this run, what is known already."""
+    """The state of a run, by task key: trials and failures of this run, what is known already.
+
+    `curve` is how the estimate fell, a point at the start and one per batch.
+    """
 
     seen: dict[str, set[int]]
+    curve: list[Point] = field(default_factory=list)
     best: dict[str, float] = field(default_factory=dict)
     trials: dict[str, int] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
@@ -121,6 +140,7 @@ def run(
     at work is lost.
     """
     started = clock()
+    progress.curve.append(_point(parts, "", 0.0))
     while budget is None or clock() - started < budget:
         choice = parts.scheduler.next()
         if choice is None:
@@ -138,7 +158,9 @@ def run(
         if parts.context.transfer:
             _hand_on(parts, key, records)
         parts.scheduler.report(key, costs)
-        on_event(_event(parts, progress, key, clock() - started, budget))
+        event = _event(parts, progress, key, clock() - started, budget)
+        progress.curve.append(_point(parts, event.active, event.seconds))
+        on_event(event)
 
 
 def _keep(
@@ -187,6 +209,17 @@ def _cost(outcome: Measured) -> float | None:
     if outcome.reason or not outcome.costs:
         return None
     return sum(outcome.costs) / len(outcome.costs)
+
+
+def _point(parts: Parts, task: str, seconds: float) -> Point:
+    states = [parts.scheduler.states[key] for key in parts.tasks]
+    return Point(
+        trials=parts.scheduler.spent,
+        seconds=seconds,
+        estimate=parts.scheduler.estimate(),
+        task=task,
+        parts=tuple(state.calls * (state.cost or 0.0) for state in states),
+    )
 
 
 def _event(

@@ -19,9 +19,9 @@ from mlc import artifact, driver, target
 from mlc.cache import open_cache
 from mlc.cpu import host_cpu, physical_cores
 from mlc.errors import TargetError, TuningError, UsageError
-from mlc.events import Notice, OnEvent
+from mlc.events import Baseline, Notice, OnEvent
 from mlc.options import CompileOptions, TuneOptions
-from mlc.tune import applied, baseline, loop, models
+from mlc.tune import applied, baseline, loop, models, peak
 from mlc.tune.budget import Scheduler, TaskState
 from mlc.tune.device import Device, device_for
 from mlc.tune.final import Choice, choose_winners, is_open, take_back
@@ -38,13 +38,17 @@ _COMPARE_S = (2.0, 6.0)  # the longer time when the shorter one does not tell wh
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is tuned: the options, target and device, its tasks, the untuned artifact."""
+    """What is tuned: the options, target and device, its tasks, the untuned artifact.
+
+    `seconds` is what a run of that takes, all kernels together.
+    """
 
     options: TuneOptions
     chosen: target.Target
     device: Device
     tasks: tuple[Task, ...]
     untuned: Path
+    seconds: float
 
 
 def list_tasks(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
@@ -79,7 +83,9 @@ def tune_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="mlc-") as folder:
         subject = prepare(options, Path(folder), on_event)
+        limit = peak.peak_gflops(subject.chosen, subject.device.threads, open_cache())
         run = Run(subject, on_event)
+        on_event(Baseline(model=subject.seconds, known=run.scheduler.spent, peak_gflops=limit))
         with run.measurer:
             run.measure()
             candidates = run.candidates() if options.trials else models.predicted(run)
@@ -90,6 +96,8 @@ def tune_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
             for template, found in models.update(run).items()
         }
         report["model"] = model_times(run, choices, Path(folder))
+        report["peak_gflops"] = limit
+        report["curve"] = [asdict(point) for point in run.progress.curve]
     report["seconds"] = time.perf_counter() - started
     return report
 
@@ -148,6 +156,7 @@ def prepare(options: TuneOptions, folder: Path, on_event: OnEvent) -> Subject:
         device=device_for(chosen, host_cpu(), threads),
         tasks=tuple(choose(tasks, options.tasks)),
         untuned=untuned,
+        seconds=sum(seconds.values()),
     )
 
 
@@ -381,6 +390,7 @@ class Run:
                     "id": task.id, "template": task.template, "shapes": task.shapes,
                     "calls": task.calls, "flops": task.flops, "share": task.share,
                     "trials": states[task.key].trials,
+                    "failed": self.progress.failures.get(task.key, 0),
                     "untuned": by_key[task.key].untuned if task.key in by_key else None,
                     "best": by_key[task.key].tuned if task.key in by_key else costs.get(task.key),
                     "checked": by_key[task.key].checked if task.key in by_key else "",

@@ -337,7 +337,7 @@ def test_a_record_of_another_device_of_the_class(
     assert '"NCHW4c","float32"' in conv_workload(built)
     assert tuning(built)["kernels"] == {"tuned": 0, "other_device": 1, "fallback": 2}
     with pytest.raises(GateError, match=r"0\.0% of the model's work is tuned"):
-        applied.require(tuning(built), 0.5)
+        applied.require(applied.by_flops(tuning(built)), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -410,22 +410,57 @@ def test_equal_layers_share_a_record(
     assert [row["config"] for row in facts["records"]] == [config["index"]]
 
 
+# -- the same by time --
+
+
+def test_coverage_by_time(
+    build: Build, chosen: Target, heaviest: Task, conv: Built, tmp_path: Path
+) -> None:
+    Store(tmp_path).append(
+        [record_for(heaviest, chosen, config_with(heaviest.key, chosen, "tile_oc", 4))]
+    )
+    facts = tuning(build(models.conv_net(), tmp_path))
+    levels = facts["levels"]
+    assert sorted(levels.values()) == ["fallback", "fallback", "tuned"]
+    assert applied.is_mixed(facts)
+    assert not applied.is_mixed(tuning(conv))
+    seconds = {symbol: 3.0 if level == "tuned" else 0.5 for symbol, level in levels.items()}
+    seconds["a kernel that cannot be tuned"] = 100.0
+    found = applied.by_time(facts, seconds)
+    assert found == applied.Coverage(by="time", tuned=0.75, other_device=0.0, fallback=0.25)
+    applied.require(found, 0.75)
+    with pytest.raises(GateError, match=r"75\.0% of .* 76\.0% was required \(by time"):
+        applied.require(found, 0.76)
+
+
+def test_kernels_too_short_to_time_are_weighed_by_flops(
+    build: Build, chosen: Target, heaviest: Task, tmp_path: Path
+) -> None:
+    Store(tmp_path).append(
+        [record_for(heaviest, chosen, config_with(heaviest.key, chosen, "tile_oc", 4))]
+    )
+    facts = tuning(build(models.conv_net(), tmp_path))
+    found = applied.by_time(facts, dict.fromkeys(facts["levels"], 0.0))
+    assert found == applied.by_flops(facts)
+    assert found.by == "FLOPs"
+
+
 # -- the gate --
 
 
 @pytest.mark.parametrize("share", [None, 0.0])
 def test_a_gate_that_is_open(conv: Built, share: float | None) -> None:
-    applied.require(tuning(conv), share)
+    applied.require(applied.by_flops(tuning(conv)), share)
 
 
 def test_a_gate_that_is_shut(conv: Built) -> None:
     with pytest.raises(GateError, match=r"0\.0% of .* 95\.0% was required") as error:
-        applied.require(tuning(conv), 0.95)
+        applied.require(applied.by_flops(tuning(conv)), 0.95)
     assert "mlc tune" in str(error.value.hint)
 
 
 def test_where_nothing_can_be_tuned_the_gate_is_open(plain: Built) -> None:
-    applied.require(tuning(plain), 1.0)
+    applied.require(applied.by_flops(tuning(plain)), 1.0)
 
 
 # -- the folder --

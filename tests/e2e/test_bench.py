@@ -140,6 +140,7 @@ def test_json(tiny, asked):
     assert data["mlc"]["runs"] >= benching.MIN_RUNS
     assert (data["comparison"] is not None) == bool(asked)
     assert sum(kernel["share"] for kernel in data["profile"]) == pytest.approx(1)
+    assert data["peak_gflops"] > 0
 
 
 def test_tables(tiny):

@@ -28,8 +28,8 @@ TRIALS = 6
 QUICK = ("--trials", TRIALS, "--run-timeout", 5)
 
 
-def small_net(channels: int = 8) -> onnx.ModelProto:
-    """A convolution and a dense layer."""
+def small_net(channels: int = 8, size: int = 12) -> onnx.ModelProto:
+    """A convolution on a picture of `size` squared, and a dense layer."""
     weights = {
         "w1": models.floats(channels, 4, 3, 3, seed=1, scale=0.2),
         "w2": models.floats(6, channels, seed=2),
@@ -42,7 +42,7 @@ def small_net(channels: int = 8) -> onnx.ModelProto:
         helper.make_node("Flatten", ["c"], ["d"], "flatten"),
         helper.make_node("Gemm", ["d", "w2", "b2"], ["y"], "dense", transB=1),
     ]
-    return models.model(nodes, {"x": [1, 4, 12, 12]}, ["y"], weights)
+    return models.model(nodes, {"x": [1, 4, size, size]}, ["y"], weights)
 
 
 def plain_net() -> onnx.ModelProto:
@@ -68,8 +68,10 @@ class Tuned(NamedTuple):
 def tuned(mlc: Command, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     folder = tmp_path_factory.mktemp("tuned")
     models.save(small_net(), folder, "net.onnx")
-    done = mlc("tune", "net.onnx", *QUICK, "--json", cwd=folder)
-    events = [json.loads(line) for line in done.stderr.splitlines()]
+    done = mlc("tune", "net.onnx", *QUICK, "--json", "--report", "reports", cwd=folder)
+    *lines, said = done.stderr.splitlines()
+    assert said.startswith("report: ")
+    events = [json.loads(line) for line in lines]
     return Tuned(folder, json.loads(done.stdout), events)
 
 
@@ -81,6 +83,31 @@ def test_the_report(tuned: Tuned) -> None:
     assert report["model"]["before"] > 0
     assert report["model"]["after"] > 0
     assert report["logs"] == str(tuned.folder / "tuning_logs")
+
+
+def test_the_curve(tuned: Tuned) -> None:
+    curve, tasks = tuned.report["curve"], tuned.report["tasks"]
+    batches = [event for event in tuned.events if event["event"] == "tuning"]
+    assert [point["trials"] for point in curve] == [0, *(event["done"] for event in batches)]
+    assert curve[-1]["estimate"] <= curve[0]["estimate"]
+    for point in curve:
+        assert len(point["parts"]) == len(tasks)
+        assert sum(point["parts"]) == pytest.approx(point["estimate"])
+
+
+def test_the_limit_of_the_machine(tuned: Tuned) -> None:
+    (start,) = [event for event in tuned.events if event["event"] == "baseline"]
+    assert start["peak_gflops"] == tuned.report["peak_gflops"] > 0
+    assert start["model"] > 0
+    assert start["known"] == 0
+
+
+def test_the_report_files(tuned: Tuned) -> None:
+    page = (tuned.folder / "reports" / "net-tuning.html").read_text()
+    assert (tuned.folder / "reports" / "net-tuning.png").read_bytes().startswith(b"\x89PNG")
+    for task in tuned.report["tasks"]:
+        assert task["id"] in page
+    assert tuned.report["device"] in page
 
 
 def test_every_measurement_is_kept(tuned: Tuned) -> None:
@@ -190,6 +217,38 @@ def test_compile_uses_the_records(mlc: Command, tuned: Tuned) -> None:
         task["id"] for task in tuned.report["tasks"]
     }
     assert manifest["verification"]["passed"]
+
+
+def test_coverage_by_time(mlc: Command, tuned: Tuned, tmp_path: Path) -> None:
+    """Times decide where some kernels are tuned and some are not, and stay out of the artifact."""
+    models.save(small_net(64), tmp_path, "net.onnx")
+    dense = [r for r in records_in(tuned.folder) if r.template == "dense_pack.x86"]
+    Store(tmp_path / "tuning_logs").append(dense)
+
+    def compiled(*options: object) -> dict[str, Any]:
+        report: dict[str, Any] = json.loads(
+            mlc("compile", "net.onnx", *options, "--json", cwd=tmp_path).stdout
+        )
+        return report
+
+    first = compiled()
+    shares = first["coverage"]
+    assert shares["by"] == "time"
+    assert 0 <= shares["tuned"] < 1
+    assert shares["tuned"] + shares["fallback"] == pytest.approx(1)
+    content = (tmp_path / "net.mlc").read_bytes()
+    again = compiled()
+    assert again["from_cache"]
+    assert again["coverage"] == shares
+    compiled("--no-cache")
+    assert (tmp_path / "net.mlc").read_bytes() == content
+    unverified = compiled("--no-verify")
+    assert unverified["coverage"] == {
+        "by": "FLOPs", **unverified["manifest"]["tuning"]["share_of_flops"],
+    }  # fmt: skip
+    done = mlc("compile", "net.onnx", "--require-tuned", 1, cwd=tmp_path, check_code=9)
+    assert "100.0% was required (by time" in done.stderr
+    assert (tmp_path / "net.mlc").read_bytes() != content  # still the unverified one
 
 
 def test_compile_without_logs(mlc: Command, tuned: Tuned, tmp_path: Path) -> None:

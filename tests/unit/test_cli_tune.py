@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from mlc import isolate
 from mlc.cli.tune import seconds, trust_lines, tune
-from mlc.errors import Interrupted, UsageError
+from mlc.errors import Interrupted, MissingToolError, UsageError
 from mlc.options import TuneOptions
 from mlc.tune.run import check_options
 
@@ -28,13 +28,18 @@ logs = "records"
 """
 TASK = {
     "id": "dense_pack.x86-01234567", "template": "dense_pack.x86", "shapes": "1x8 4x8",
-    "calls": 2, "flops": 64, "share": 0.5, "trials": 6,
+    "calls": 2, "flops": 64_000, "share": 0.5, "trials": 6, "failed": 1,
     "untuned": 2e-6, "best": 1e-6, "checked": "agrees",
 }  # fmt: skip
 REPORT = {
     "run": "r1", "device": "here", "logs": "tuning_logs", "measured": 6, "known": 2,
     "failures": {}, "seconds": 3.0,
     "tasks": [TASK, {**TASK, "untuned": 0.0, "best": None, "checked": ""}],
+    "peak_gflops": 256.0,
+    "curve": [
+        {"trials": 2, "seconds": 0.0, "estimate": 4e-6, "task": "", "parts": [4e-6, 0.0]},
+        {"trials": 8, "seconds": 3.0, "estimate": 2e-6, "task": "a", "parts": [2e-6, 0.0]},
+    ],
     "model": {"before": 2e-3, "after": 1e-3, "ratio": 2.0, "low": 1.9, "high": 2.1},
     "trust": {
         "conv": {"records": 60, "rank_correlation": 0.81, "top_k_recall": 0.5, "regret": 0.04},
@@ -287,3 +292,49 @@ def test_interrupted(child: Child, folder: Path, monkeypatch: pytest.MonkeyPatch
     result = ask("my net.onnx", "--trials", "9")
     assert isinstance(result.exception, Interrupted)
     assert result.exception.hint == "continue with `mlc tune 'my net.onnx' --trials 9`"
+
+
+def test_the_share_of_the_peak(child: Child, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    out = ask("net.onnx").stdout
+    assert "of peak" in out
+    assert "25%" in out  # 64 GFLOP/s of 256
+    child.answers["tune_model"] = {**REPORT, "peak_gflops": None}
+    assert "25%" not in ask("net.onnx").stdout
+
+
+# -- report files --
+
+
+@pytest.mark.parametrize("place", ["reports", "reports/net-tuning.html"])
+def test_report_files(child: Child, folder: Path, place: str) -> None:
+    result = ask("net.onnx", "--report", place)
+    assert result.exception is None
+    assert child.options.report == place
+    page = folder / "reports" / "net-tuning.html"
+    assert "Tuning of net.onnx" in page.read_text()
+    assert page.with_suffix(".png").is_file()
+    assert "report: reports/net-tuning.html" in result.stderr
+    assert "report:" not in result.stdout
+
+
+def test_report_files_beside_json(child: Child, folder: Path) -> None:
+    assert json.loads(ask("net.onnx", "--json", "--report", "out").stdout) == REPORT
+    assert (folder / "out" / "net-tuning.html").is_file()
+
+
+def test_a_list_has_no_report(child: Child, folder: Path) -> None:
+    ask("net.onnx", "--list", "--report", "out")
+    assert not (folder / "out").exists()
+
+
+def test_what_the_report_lacks_is_said_before_tuning(
+    child: Child, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "file").touch()
+    assert "cannot write the report" in refused("net.onnx", "--report", "file/out.html").message
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    error = ask("net.onnx", "--report", "out").exception
+    assert isinstance(error, MissingToolError)
+    assert error.exit_code == 8
+    assert child.asked == []

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlc import events
-from mlc.events import Event, Notice, Progress, Stage, TuneTask, Tuning
+from mlc.events import Baseline, Event, Notice, Progress, Stage, TuneTask, Tuning
 
 EVENTS = [
     Stage(name="read", seconds=0.25),
@@ -19,6 +19,7 @@ EVENTS = [
     Progress(name="kernels", done=7, total=7, item="mlc_conv2d_0123"),
     Notice(text="input 'x': größe is set to 1"),
     Notice(text="two\nlines \x1b", level="warning"),
+    Baseline(model=0.25, known=3, peak_gflops=None),
     Tuning(
         done=3, trials=9, seconds=1.5, budget=None, estimate=0.1, before=0.2, active="a",
         tasks=(

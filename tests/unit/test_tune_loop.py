@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -402,3 +403,46 @@ def test_a_resumed_run_counts_from_where_it_was() -> None:
     assert game.events[0].done == 20 + len(game.measurer.batches[0])
     assert game.events[-1].done == 40
     assert game.progress.done == 20
+
+
+# -- the curve --
+
+
+def test_the_curve_has_a_point_at_the_start_and_after_each_batch() -> None:
+    now = [100.0]
+    game = Game(80)
+
+    def a_second_passes() -> None:
+        now[0] += 1.0
+
+    game.measurer.before = a_second_passes
+    game.play(clock=lambda: now[0])
+    first, *others = game.progress.curve
+    assert (first.trials, first.seconds, first.task) == (0, 0.0, "")
+    assert first.estimate == game.events[0].before
+    assert [(p.trials, p.seconds, p.estimate, p.task) for p in others] == [
+        (event.done, event.seconds, event.estimate, event.active) for event in game.events
+    ]
+
+
+def test_the_parts_of_the_curve() -> None:
+    """They make up the estimate, and only the task at work changes its own."""
+    game = Game(80).play()
+    ids = [task.id for task in game.tasks.values()]
+    for before, after in itertools.pairwise(game.progress.curve):
+        assert sum(after.parts) == pytest.approx(after.estimate)
+        changed = {ids[k] for k in range(len(ids)) if before.parts[k] != after.parts[k]}
+        assert changed <= {after.task}
+    assert game.progress.curve[0].parts == (3 * 10e-3, 10e-3, 2 * 5e-3)
+
+
+def test_the_curve_of_a_resumed_run_starts_where_it_was() -> None:
+    known = Game(20).play().store.records
+    game = Game(40, known=known).play()
+    first = game.progress.curve[0]
+    assert first.trials == 20
+    assert first.estimate < game.events[0].before
+
+
+def test_a_run_with_nothing_to_do_has_one_point() -> None:
+    assert len(Game(0).play().progress.curve) == 1

@@ -11,7 +11,7 @@ import pytest
 
 from mlc.cli import tune_view
 from mlc.cli.tune_view import View, heartbeat
-from mlc.events import Notice, Stage, TuneTask, Tuning
+from mlc.events import Baseline, Notice, Stage, TuneTask, Tuning
 
 TASK = TuneTask(
     id="conv2d_NCHWc.x86-3f9a1c02",
@@ -32,6 +32,7 @@ EVENT = Tuning(
     active=TASK.id,
     tasks=(TASK,),
 )
+START = Baseline(model=10e-3, known=0, peak_gflops=10.0)
 UNKNOWN = replace(TASK, trials=0, failed=0, best=None, untuned=None, flops=0)
 NOTHING_YET = replace(
     EVENT, done=0, trials=0, seconds=0.0, estimate=0.0, before=0.0, tasks=(UNKNOWN,)
@@ -59,6 +60,27 @@ def test_the_heartbeat() -> None:
         "32/128 trials, 8 s, about 24 s left, tunable part 8.00 ms -> 2.00 ms (4.00x), "
         "at conv2d_NCHWc.x86-3f9a1c02"
     )
+
+
+def test_the_heartbeat_of_a_known_model() -> None:
+    """What cannot be tuned stays: 2 of 10 ms."""
+    assert "model 10.00 ms -> 4.00 ms (2.50x)" in heartbeat(EVENT, START)
+
+
+def test_a_model_that_takes_less_than_its_part() -> None:
+    """Both were measured, and noise may turn them round."""
+    assert "tunable part 8.00 ms" in heartbeat(EVENT, replace(START, model=7e-3))
+
+
+@pytest.mark.parametrize(
+    ("known", "left"), [(0, "about 24 s left"), (16, "about 48 s left"), (24, "about 96 s left")]
+)
+def test_trials_of_earlier_runs_took_no_time(known: int, left: str) -> None:
+    assert left in heartbeat(EVENT, replace(START, known=known))
+
+
+def test_all_trials_were_known() -> None:
+    assert "left" not in heartbeat(EVENT, replace(START, known=32))
 
 
 @pytest.mark.parametrize(
@@ -148,11 +170,20 @@ def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     with View(json_mode=True, quiet=False) as view:
+        view(START)
         view(EVENT)
         view(Stage(name="read", seconds=0.1))
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert [line["event"] for line in lines] == ["tuning", "stage"]
-    assert lines[0]["tasks"][0]["best"] == 1e-3
+    assert [line["event"] for line in lines] == ["baseline", "tuning", "stage"]
+    assert lines[0]["peak_gflops"] == 10.0
+    assert lines[1]["tasks"][0]["best"] == 1e-3
+
+
+def test_the_start_is_remembered(capsys: pytest.CaptureFixture[str]) -> None:
+    with View(json_mode=False, quiet=False) as view:
+        view(START)
+        view(EVENT)
+    assert capsys.readouterr().err.splitlines() == [heartbeat(EVENT, START)]
 
 
 def test_other_events_are_shown_as_ever(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,11 +197,12 @@ def test_other_events_are_shown_as_ever(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = as_terminal(monkeypatch)
-    with View(json_mode=False, quiet=False, peak_gflops=10.0) as view:
+    with View(json_mode=False, quiet=False) as view:
+        view(START)
         view(EVENT)
         view(replace(EVENT, tasks=(replace(TASK, best=0.5e-3),)))
     text = terminal.getvalue()
-    assert heartbeat(EVENT)[:40] in text
+    assert heartbeat(EVENT, START)[:40] in text
     assert f"> {TASK.id}" in text
     assert "1.00 ms" in text
     assert "2.0" in text  # GFLOP/s
