@@ -91,6 +91,12 @@ DEFAULTS = {field.name: field.default for field in fields(TuneOptions)}
     show_default=True,
     help="Seconds that a candidate may run.",
 )
+@click.option(
+    "--tracker",
+    metavar="HOST:PORT",
+    help="Measure on the devices of this RPC tracker (see `mlc rpc`), not on this machine.",
+)
+@click.option("--key", help="Which kind of device, as `mlc rpc status` lists them.")
 @click.option("-q", "--quiet", is_flag=True, help="Only warnings on stderr.")
 @click.option("--json", "json_mode", is_flag=True, help="Result and progress as JSON.")
 def tune(
@@ -114,6 +120,7 @@ def tune(
       mlc tune model.onnx --trials 500
       mlc tune --budget 20m            the model of mlc.toml, or the only .onnx file here
       mlc tune model.onnx --list
+      mlc tune model.onnx --tracker 127.0.0.1:9190 --key rpi4
     """  # fmt: skip
     from mlc import isolate, project
 

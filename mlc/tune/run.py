@@ -17,20 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 from mlc import artifact, driver, target
 from mlc.cache import open_cache
-from mlc.cpu import host_cpu, physical_cores
-from mlc.errors import TargetError, TuningError, UsageError
+from mlc.errors import TuningError, UsageError
 from mlc.events import Notice, OnEvent
 from mlc.options import CompileOptions, TuneOptions
 from mlc.tune import baseline, loop
 from mlc.tune.budget import Scheduler, TaskState
-from mlc.tune.device import Device, device_for
+from mlc.tune.farm import Farm, find, measuring_device
 from mlc.tune.final import Choice, choose_winners, is_open, take_back
 from mlc.tune.record import FALLBACK
+from mlc.tune.remote import RemoteMeasurer, untuned_seconds
 from mlc.tune.store import Store
 from mlc.tune.tasks import Task, autotvm_task, choose, tasks_of, template_hash
 
 if TYPE_CHECKING:
     from mlc.driver import Built
+    from mlc.tune.device import Device
 
 _PROFILE_S = 0.5
 _COMPARE_S = 2.0
@@ -38,13 +39,17 @@ _COMPARE_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is tuned: the options, target and device, its tasks, the untuned artifact."""
+    """What is tuned: the options, target and device, its tasks, the untuned artifact.
+
+    `farm` holds the devices that measure; None: this machine does.
+    """
 
     options: TuneOptions
     chosen: target.Target
     device: Device
     tasks: tuple[Task, ...]
     untuned: Path
+    farm: Farm | None = None
 
 
 def list_tasks(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
@@ -117,18 +122,20 @@ def prepare(options: TuneOptions, folder: Path, on_event: OnEvent) -> Subject:
     """Compile the model untuned, time its kernels, and return its tasks.
 
     Raises:
-        TargetError: this machine cannot run code for the target.
+        TargetError: the measuring machine cannot run code for the target.
         TuningError: the model has no task (the message says why), or the filter leaves none.
     """
-    chosen = target.resolve(options.target)
-    _require_device(chosen)
-    threads = options.threads or physical_cores()
+    farm = find(options, on_event)
+    device = measuring_device(options, farm)
+    chosen, threads = device.target, device.threads
     built = build_with(options, chosen, lambda _key: None, on_event)
     untuned = folder / "untuned.mlc"
     artifact.save(built.contents, untuned)
-    seconds = driver.timed(
-        "profile", on_event, lambda: baseline.kernel_seconds(untuned, threads, _PROFILE_S)
-    )
+    seconds: dict[str, float] = {}  # this machine may be unable to run code for the device
+    if farm is None:
+        seconds = driver.timed(
+            "profile", on_event, lambda: baseline.kernel_seconds(untuned, threads, _PROFILE_S)
+        )
     tasks = tasks_of(built.library.kernels, built.library.plan.calls, built.dispatch, seconds)
     if not tasks:
         kernels = sorted({op for k in built.library.kernels for op in k.operators})
@@ -140,9 +147,10 @@ def prepare(options: TuneOptions, folder: Path, on_event: OnEvent) -> Subject:
     return Subject(
         options=options,
         chosen=chosen,
-        device=device_for(chosen, host_cpu(), threads),
+        device=device,
         tasks=tuple(choose(tasks, options.tasks)),
         untuned=untuned,
+        farm=farm,
     )
 
 
@@ -171,12 +179,16 @@ def build_with(
 def model_times(run: Run, choices: Sequence[Choice], folder: Path) -> dict[str, float] | None:
     """Return how the model with the chosen configs compares with the untuned one, end to end.
 
-    None when this run chose nothing. When it is not faster, the choices of this run are taken back:
-    the default is recorded for its tasks.
+    None when this run chose nothing, or other machines measured. When it is not faster, the choices
+    of this run are taken back: the default is recorded for its tasks.
     """
     if not choices:
         return None
     subject = run.subject
+    if subject.farm:
+        text = "compare tuned and untuned on the device, with `mlc bench`: here it was not done"
+        run.on_event(Notice(text=text))
+        return None
     hits = run.store.best(list(run.by_key), subject.device, run.hashes)
     records = {key: hit.record for key, hit in hits.items()}
     built = build_with(subject.options, subject.chosen, records.get, run.on_event)
@@ -196,18 +208,6 @@ def model_times(run: Run, choices: Sequence[Choice], folder: Path) -> dict[str, 
 
 def _options(fields: dict[str, Any]) -> TuneOptions:
     return TuneOptions(**{**fields, "shapes": tuple(fields["shapes"])})
-
-
-def _require_device(chosen: target.Target) -> None:
-    cpu = host_cpu()
-    missing = target.missing_features(chosen.features, cpu)
-    if chosen.arch != cpu.arch or missing:
-        why = f"it lacks {', '.join(missing)}" if missing else f"it is {cpu.arch}"
-        raise TargetError(
-            f"this machine cannot run code for {chosen.name} ({why}), so there is nothing to "
-            "measure on",
-            "tune on such a machine, and bring its records with `mlc logs import`",
-        )
 
 
 class Run:
@@ -237,7 +237,11 @@ class Run:
             memory_bytes=options.memory_bytes,
             seed=options.seed,
         )
-        self.measurer = Measurer(self.autotvm, settings)
+        self.measurer = (
+            RemoteMeasurer(self.autotvm, settings, subject.farm, on_event)
+            if subject.farm
+            else Measurer(self.autotvm, settings)
+        )
         self.scheduler = Scheduler(
             [self._state(task) for task in subject.tasks],
             trials=options.trials,
@@ -281,6 +285,9 @@ class Run:
             TuningError: every candidate failed; the reasons are counted.
         """
         options = self.subject.options
+        if self.subject.farm:
+            for key, seconds in untuned_seconds(self.measurer).items():
+                self.scheduler.states[key].untuned = seconds
         parts = loop.Parts(
             tasks=self.by_key,
             scheduler=self.scheduler,
