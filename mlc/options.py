@@ -125,11 +125,30 @@ MAX_INPUT_FILE_BYTES = 8 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
+class RpcTrackerOptions:
+    """Where `mlc rpc tracker` listens; port 0 is any free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 9190
+
+
+@dataclass(frozen=True, kw_only=True)
+class RpcServerOptions:
+    """What `mlc rpc server` offers this machine as (`key`), to whom, and where it listens."""
+
+    key: str
+    tracker: str = "127.0.0.1:9190"
+    host: str = "127.0.0.1"
+    port: int = 9091
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuneOptions:
     """What `mlc tune` is asked to do.
 
     `trials` is the total over all tasks, `budget` the time in seconds (None: no limit); whichever
-    ends first. `tasks` filters by position ("0,2-4") or by part of a task's name.
+    ends first. `tasks` filters by position ("0,2-4") or by part of a task's name. With `tracker`
+    (HOST:PORT) the devices that it has under `key` measure, instead of this machine.
     """
 
     model: str | None = None

@@ -18,6 +18,7 @@ from mlc.errors import Interrupted, MlcError, did_you_mean
 VERBS = {
     "compile": ("mlc.cli.compile", "Compile an ONNX model to one verified artifact."),
     "tune": ("mlc.cli.tune", "Tune a model's subgraphs on this machine; keep every measurement."),
+    "rpc": ("mlc.cli.rpc", "Offer machines to `mlc tune` to measure on, and list them."),
     "logs": ("mlc.cli.logs", "List, merge, prune and explain tuning records."),
     "run": ("mlc.cli.run", "Run an artifact on inputs from files."),
     "bench": ("mlc.cli.bench", "Time an artifact, also against ONNX Runtime."),

@@ -96,6 +96,12 @@ DEFAULTS = {field.name: field.default for field in fields(TuneOptions)}
     metavar="DIR|FILE.html",
     help="Write an HTML report and a PNG of the curve (extra: report).",
 )
+@click.option(
+    "--tracker",
+    metavar="HOST:PORT",
+    help="Measure on the devices of this RPC tracker (see `mlc rpc`), not on this machine.",
+)
+@click.option("--key", help="Which kind of device, as `mlc rpc status` lists them.")
 @click.option("-q", "--quiet", is_flag=True, help="Only warnings on stderr.")
 @click.option("--json", "json_mode", is_flag=True, help="Result and progress as JSON.")
 def tune(
@@ -120,6 +126,7 @@ def tune(
       mlc tune --budget 20m            the model of mlc.toml, or the only .onnx file here
       mlc tune model.onnx --list
       mlc tune model.onnx --report reports/
+      mlc tune model.onnx --tracker 127.0.0.1:9190 --key rpi4
     """  # fmt: skip
     from mlc import isolate, project
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from mlc.passes.fold import relayout
 from mlc.runtime.verify import compare
-from mlc.tune.trial import random_values, shape_of, to_tvm
+from mlc.tune.place import random_values
+from mlc.tune.trial import shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +77,7 @@ def _outputs(trial: Trial) -> list[Array] | None:
         array = _pack(free, shape) if given else np.zeros(shape, tensor.dtype)
         if array is None:
             return None
-        arguments.append(to_tvm(array))
+        arguments.append(trial.place.tensor(array))
         if not given:
             found.append(arguments[-1])
     trial.function(*arguments)

@@ -26,15 +26,17 @@ import warnings
 from collections import deque
 from dataclasses import dataclass
 from socket import socket, socketpair
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mlc import tvm_env
 from mlc.tune import worker
+from mlc.tune.place import Here
 from mlc.tune.worker import Channel, Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from mlc.tune.place import Place
     from mlc.tune.trial import Settings
 
 _ALIVE = 32  # children that hold a built kernel at a time
@@ -44,8 +46,15 @@ class _Hangup(Exception):  # noqa: N818 - it is how the parent says that it is o
     """The parent has closed its end, or is gone."""
 
 
+class _HasFileno(Protocol):
+    def fileno(self) -> int: ...
+
+
+Source = TypeVar("Source", bound=_HasFileno)
+
+
 @dataclass
-class _Child:
+class Child:
     """A process with a job, as the foreman sees it; times by the monotonic clock."""
 
     position: int
@@ -57,6 +66,10 @@ class _Child:
     started: float
     build_seconds: float = 0.0
     run: float = 0.0
+
+    def fileno(self) -> int:
+        """Return the number of its channel, for selectors."""
+        return self.channel.end.fileno()
 
     def failure(self, reason: str, how: str) -> list[dict[str, Any]]:
         """Return the results of a job whose process did not answer."""
@@ -91,11 +104,18 @@ class Foreman:
     `{"position": ..., "results": [...]}` as soon as it is done.
     """
 
-    def __init__(self, tasks: Mapping[str, Any], settings: Settings, channel: Channel):
+    def __init__(
+        self,
+        tasks: Mapping[str, Any],
+        settings: Settings,
+        channel: Channel,
+        place: Place | None = None,
+    ):
         self._tasks = tasks
         self._settings = settings
         self._channel = channel
-        self._children: dict[int, _Child] = {}
+        self._place = place or Here()
+        self._children: dict[int, Child] = {}
 
     def serve(self) -> None:
         """Do the parent's jobs until it closes its end; then end every child."""
@@ -103,7 +123,7 @@ class Foreman:
 
         autotvm.GLOBAL_SCOPE.in_tuning = True  # templates take packed arguments, as AutoTVM's do
         for target in {str(task.target): task.target for task in self._tasks.values()}.values():
-            worker.warm_up(target)
+            worker.warm_up(target, self._place)
         gc.collect()
         gc.freeze()  # children then do not copy what they only look at
         try:
@@ -111,19 +131,18 @@ class Foreman:
                 waiting = deque((position, Job(**job)) for position, job in enumerate(request))
                 while waiting:
                     batch = [waiting.popleft() for _ in range(min(_ALIVE, len(waiting)))]
-                    for child in self._build(batch):
-                        self._run(child)
+                    waiting.extend(self._run(self._build(batch)))
         except _Hangup:
             pass
         finally:
             for child in self._children.values():
                 child.end()
 
-    def _build(self, batch: Iterable[tuple[int, Job]]) -> list[_Child]:
+    def _build(self, batch: Iterable[tuple[int, Job]]) -> list[Child]:
         """Start a child for each job, a few at a time, and return those that have built it."""
         waiting = deque(batch)
-        building: list[_Child] = []
-        built: list[_Child] = []
+        building: list[Child] = []
+        built: list[Child] = []
         while waiting or building:
             while waiting and len(building) < self._settings.workers:
                 building.append(self._spawn(*waiting.popleft()))
@@ -140,7 +159,13 @@ class Foreman:
                 self._time_out(child, "build timeout", self._settings.build_timeout)
         return built
 
-    def _run(self, child: _Child) -> None:
+    def _run(self, built: Sequence[Child]) -> list[tuple[int, Job]]:
+        """Run what was built and answer; return the jobs that are to be done again."""
+        for child in built:
+            self._run_one(child)
+        return []
+
+    def _run_one(self, child: Child) -> None:
         time.sleep(self._settings.cooldown)
         limit = self._settings.run_timeout
         child.run = time.monotonic()
@@ -151,35 +176,35 @@ class Foreman:
         else:
             self._time_out(child, "run timeout", limit)
 
-    def _spawn(self, position: int, job: Job) -> _Child:
+    def _spawn(self, position: int, job: Job) -> Child:
         ours, theirs = socketpair()
         log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `_answer`
 
         def work() -> None:
-            worker.serve(job, self._tasks, self._settings, Channel(theirs))
+            worker.serve(job, self._tasks, self._settings, self._place, Channel(theirs))
 
         started = time.monotonic()
         pid = fork(work, log, [theirs])
         theirs.close()
-        child = _Child(
+        child = Child(
             position=position, job=job, pid=pid, channel=Channel(ours), log=log, started=started,
             deadline=started + self._settings.build_timeout * len(job.candidates),
         )  # fmt: skip
         self._children[pid] = child
         return child
 
-    def _wait(self, children: Sequence[_Child], deadline: float) -> list[_Child]:
-        """Return the children with something to read; none when `deadline` comes first."""
+    def _wait(self, sources: Sequence[Source], deadline: float) -> list[Source]:
+        """Return the sources with something to read; none when `deadline` comes first."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._channel.end, selectors.EVENT_READ)
-            for child in children:
-                selector.register(child.channel.end, selectors.EVENT_READ, child)
+            for source in sources:
+                selector.register(source, selectors.EVENT_READ, source)
             ready = [key.data for key, _ in selector.select(max(0.0, deadline - time.monotonic()))]
         if None in ready:
             raise _Hangup
         return ready
 
-    def _finish(self, child: _Child, message: Any) -> None:
+    def _finish(self, child: Child, message: Any) -> None:
         """Hand on a child's last message; without one it has crashed."""
         how = child.end()
         if message:
@@ -190,15 +215,22 @@ class Foreman:
         doing = "running" if child.build_seconds else "building"
         self._answer(child, child.failure("crash", f"{how} while {doing}"))
 
-    def _time_out(self, child: _Child, reason: str, limit: float) -> None:
+    def _time_out(self, child: Child, reason: str, limit: float) -> None:
         child.end()
         self._answer(child, child.failure(reason, f"not finished after {limit:g} s"))
 
-    def _answer(self, child: _Child, results: list[dict[str, Any]]) -> None:
+    def _answer(self, child: Child, results: list[dict[str, Any]]) -> None:
+        self._forget(child)
+        self._tell({"position": child.position, "results": results})
+
+    def _forget(self, child: Child) -> None:
         del self._children[child.pid]
         child.log.close()
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        """Send the parent a message."""
         try:
-            self._channel.send({"position": child.position, "results": results})
+            self._channel.send(message)
         except OSError:
             raise _Hangup from None
 

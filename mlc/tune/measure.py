@@ -80,11 +80,14 @@ class Measurer:
             )
         ours, theirs = socketpair()
         self._log = tempfile.TemporaryFile()
-        foreman = Foreman(self.tasks, self.settings, Channel(theirs))
+        foreman = self._foreman(Channel(theirs))
         self._pid = fork(foreman.serve, self._log, [theirs], leader=True)
         theirs.close()
         self._channel = Channel(ours)
         return self
+
+    def _foreman(self, channel: Channel) -> Foreman:
+        return Foreman(self.tasks, self.settings, channel)
 
     def __exit__(
         self,
@@ -211,12 +214,21 @@ class Measurer:
             self._channel.send([asdict(job) for job in jobs])
         except OSError:
             return False
-        for _ in jobs:
+        missing = len(jobs)
+        while missing:
             answer = self._channel.receive()
             if answer is None:
                 return False
-            take(answer["position"], answer["results"])
+            if "position" in answer:
+                take(answer["position"], answer["results"])
+                missing -= 1
+            else:
+                self._heard(answer)
         return True
+
+    def _heard(self, message: Mapping[str, Any]) -> None:
+        """Take a message of the foreman that answers no job: here there is none."""
+        raise AssertionError(message)
 
 
 def _outcome(result: Mapping[str, Any]) -> Outcome:

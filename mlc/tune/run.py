@@ -5,55 +5,34 @@ model -> untuned artifact -> tasks with measured shares -> loop -> final choice 
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mlc import artifact, driver, target
+from mlc import artifact
 from mlc.cache import open_cache
-from mlc.cpu import host_cpu, physical_cores
-from mlc.errors import TargetError, TuningError, UsageError
+from mlc.errors import TuningError
 from mlc.events import Baseline, Notice, OnEvent
-from mlc.options import CompileOptions, TuneOptions
 from mlc.tune import applied, baseline, loop, models, peak
 from mlc.tune.budget import Scheduler, TaskState
-from mlc.tune.device import Device, device_for
 from mlc.tune.final import Choice, choose_winners, is_open, take_back
 from mlc.tune.record import FALLBACK, Record
+from mlc.tune.remote import RemoteMeasurer, untuned_seconds
 from mlc.tune.store import Hit, Store, best_in
-from mlc.tune.tasks import Task, autotvm_task, choose, tasks_of, template_hash
+from mlc.tune.subject import Subject, build_with, check_options, logs_root, options_of, prepare
+from mlc.tune.tasks import Task, autotvm_task, template_hash
 
-if TYPE_CHECKING:
-    from mlc.driver import Built
-
-_PROFILE_S = 0.5
 _COMPARE_S = (2.0, 6.0)  # the longer time when the shorter one does not tell which is faster
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What is tuned: the options, target and device, its tasks, the untuned artifact.
-
-    `seconds` is what a run of that takes, all kernels together.
-    """
-
-    options: TuneOptions
-    chosen: target.Target
-    device: Device
-    tasks: tuple[Task, ...]
-    untuned: Path
-    seconds: float
 
 
 def list_tasks(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     """Return the tasks of a model as JSON data (`mlc tune --list`)."""
-    options = _options(fields)
+    options = options_of(fields)
     with tempfile.TemporaryDirectory(prefix="mlc-") as folder:
         subject = prepare(options, Path(folder), on_event)
         store = Store(logs_root(options))
@@ -78,12 +57,14 @@ def tune_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
         TuningError: there is nothing to tune, or every candidate failed.
         MlcError: the model cannot be compiled.
     """
-    options = _options(fields)
+    options = options_of(fields)
     check_options(options)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="mlc-") as folder:
         subject = prepare(options, Path(folder), on_event)
-        limit = peak.peak_gflops(subject.chosen, subject.device.threads, open_cache())
+        limit = None  # of other machines it is not known
+        if subject.farm is None:
+            limit = peak.peak_gflops(subject.chosen, subject.device.threads, open_cache())
         run = Run(subject, on_event)
         on_event(Baseline(model=subject.seconds, known=run.scheduler.spent, peak_gflops=limit))
         with run.measurer:
@@ -102,95 +83,19 @@ def tune_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     return report
 
 
-def check_options(options: TuneOptions) -> None:
-    """Raise UsageError for options that cannot work, before the long work starts."""
-    if options.trials < 0:
-        raise UsageError("--trials needs 0 or more")
-    if options.budget is not None and options.budget <= 0:
-        raise UsageError("--budget needs a time above 0, such as 20m")
-    if options.batch < 1:
-        raise UsageError("--batch needs at least 1")
-    if not 0 < options.run_timeout < math.inf:
-        raise UsageError("--run-timeout needs seconds above 0")
-
-
-def logs_root(options: TuneOptions) -> Path:
-    """Return the folder of tuning logs.
-
-    Raises:
-        UsageError: `--logs` names a file.
-    """
-    root = Path(options.logs or "tuning_logs")
-    if root.exists() and not root.is_dir():
-        raise UsageError(f"--logs {root} is no folder")
-    return root
-
-
-def prepare(options: TuneOptions, folder: Path, on_event: OnEvent) -> Subject:
-    """Compile the model untuned, time its kernels, and return its tasks.
-
-    Raises:
-        TargetError: this machine cannot run code for the target.
-        TuningError: the model has no task (the message says why), or the filter leaves none.
-    """
-    chosen = target.resolve(options.target)
-    _require_device(chosen)
-    threads = options.threads or physical_cores()
-    built = build_with(options, chosen, lambda _key: None, on_event)
-    untuned = folder / "untuned.mlc"
-    artifact.save(built.contents, untuned)
-    seconds = driver.timed(
-        "profile", on_event, lambda: baseline.kernel_seconds(untuned, threads, _PROFILE_S)
-    )
-    tasks = tasks_of(built.library.kernels, built.library.plan.calls, built.dispatch, seconds)
-    if not tasks:
-        kernels = sorted({op for k in built.library.kernels for op in k.operators})
-        raise TuningError(
-            "no tunable task was found: no operator of this model has an AutoTVM template "
-            f"(its operators are {', '.join(kernels[:12])})",
-            "compile it as it is; convolutions, dense layers and batched products can be tuned",
-        )
-    return Subject(
-        options=options,
-        chosen=chosen,
-        device=device_for(chosen, host_cpu(), threads),
-        tasks=tuple(choose(tasks, options.tasks)),
-        untuned=untuned,
-        seconds=sum(seconds.values()),
-    )
-
-
-def build_with(
-    options: TuneOptions,
-    chosen: target.Target,
-    lookup: Callable[[str], Any],
-    on_event: OnEvent,
-) -> Built:
-    """Return the model compiled with the records that `lookup` offers.
-
-    The file is read each time: converting takes its weights over, and tuning should not hold them.
-    """
-    from mlc.frontend import onnx_file
-
-    asked = CompileOptions(
-        model=str(options.model),
-        target=options.target,
-        opt_level=options.opt_level,
-        shapes=options.shapes,
-    )
-    file = onnx_file.read(Path(str(options.model)))
-    return driver.build_model(asked, chosen, file, open_cache(), lookup, on_event)
-
-
 def model_times(run: Run, choices: Sequence[Choice], folder: Path) -> dict[str, float] | None:
     """Return how the model with the chosen configs compares with the untuned one, end to end.
 
-    None when this run chose nothing. When it is not faster, the choices of this run are taken back:
-    what was chosen before it is recorded again, else the default.
+    None when this run chose nothing, or other machines measured. When it is not faster, the choices
+    of this run are taken back: what was chosen before it is recorded again, else the default.
     """
     if not choices:
         return None
     subject = run.subject
+    if subject.farm:
+        text = "compare tuned and untuned on the device, with `mlc bench`: here it was not done"
+        run.on_event(Notice(text=text))
+        return None
     records = {key: hit.record for key, hit in run.in_use(run.by_key).items()}
     built = build_with(subject.options, subject.chosen, records.get, run.on_event)
     tuned = folder / "tuned.mlc"
@@ -208,22 +113,6 @@ def model_times(run: Run, choices: Sequence[Choice], folder: Path) -> dict[str, 
             )
         )
     return asdict(found)
-
-
-def _options(fields: dict[str, Any]) -> TuneOptions:
-    return TuneOptions(**{**fields, "shapes": tuple(fields["shapes"])})
-
-
-def _require_device(chosen: target.Target) -> None:
-    cpu = host_cpu()
-    missing = target.missing_features(chosen.features, cpu)
-    if chosen.arch != cpu.arch or missing:
-        why = f"it lacks {', '.join(missing)}" if missing else f"it is {cpu.arch}"
-        raise TargetError(
-            f"this machine cannot run code for {chosen.name} ({why}), so there is nothing to "
-            "measure on",
-            "tune on such a machine, and bring its records with `mlc logs import`",
-        )
 
 
 class Run:
@@ -253,7 +142,11 @@ class Run:
             memory_bytes=options.memory_bytes,
             seed=options.seed,
         )
-        self.measurer = Measurer(self.autotvm, settings)
+        self.measurer = (
+            RemoteMeasurer(self.autotvm, settings, subject.farm, on_event)
+            if subject.farm
+            else Measurer(self.autotvm, settings)
+        )
         self.scheduler = Scheduler(
             [self._state(task) for task in subject.tasks],
             trials=options.trials,
@@ -296,6 +189,9 @@ class Run:
             TuningError: every candidate failed; the reasons are counted.
         """
         options = self.subject.options
+        if self.subject.farm:
+            for key, seconds in untuned_seconds(self.measurer).items():
+                self.scheduler.states[key].untuned = seconds
         parts = loop.Parts(
             tasks=self.by_key,
             scheduler=self.scheduler,

@@ -1,7 +1,7 @@
-"""One candidate kernel: built in memory and timed.
+"""One candidate kernel: built, and timed where its `place` is.
 
-Nothing here touches a file: LLVM compiles into the process, by the code generator that writes
-object files for an artifact.
+Here that touches no file: LLVM compiles into the process, by the code generator that writes object
+files for an artifact.
 """
 
 from __future__ import annotations
@@ -16,17 +16,14 @@ import numpy as np
 from mlc import tvm_env
 from mlc.codegen import kernels
 from mlc.errors import BuildError
-from mlc.runtime.timing import CROWDED, waiting_seconds
+from mlc.runtime.timing import CROWDED
+from mlc.tune.place import SYMBOL, Here, Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-Array = np.ndarray[Any, Any]
-
-_SYMBOL = "candidate"
 _FLUSH = "cache_flush_cpu_non_first_arg"
 _MAX_COLD_RUNS = 100  # per repeat, when the caches are flushed before each run
-_PATTERN = 65_521  # time does not depend on the values: so many random ones, again and again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +71,7 @@ class Trial:
     task: Any
     index: int | None
     settings: Settings
+    place: Place = field(default_factory=Here)
     error: CandidateError | None = None
     costs: list[float] = field(default_factory=list)
     build_seconds: float = 0.0
@@ -85,7 +83,11 @@ class Trial:
     arguments: Sequence[Any] = ()
 
     def guard(self, reason: str, step: Callable[..., Any], *args: Any) -> Any:
-        """Take a step, unless one has failed, and return its value; an exception goes to `error`."""
+        """Take a step, unless one has failed, and return its value; an exception goes to `error`.
+
+        Raises:
+            SessionEnded: it is not the candidate's.
+        """
         if self.error is not None:
             return None
         try:
@@ -93,6 +95,7 @@ class Trial:
         except CandidateError as error:
             self.error = error
         except Exception as error:  # noqa: BLE001 - TVM raises anything; the text is kept
+            self.place.judge(error)
             self.error = CandidateError(reason, _text(error))
         return None
 
@@ -115,7 +118,8 @@ class Trial:
         started = time.perf_counter()
         try:
             schedule = self._instantiate()
-            self.module = compile_in_memory(schedule, self.tensors, self.task.target)
+            module = compile_kernel(schedule, self.tensors, self.task.target)
+            self.module = self.place.finish(module)
         finally:
             self.build_seconds = time.perf_counter() - started
 
@@ -136,8 +140,7 @@ class Trial:
     def warm_up(self) -> None:
         """Allocate the arguments, run until threads and clocks are warm, choose `number`."""
         self.arguments = [
-            to_tvm(np.resize(random_values((_PATTERN,), t.dtype, self.settings.seed), shape_of(t)))
-            for t in self.tensors
+            self.place.filled(shape_of(t), t.dtype, self.settings.seed) for t in self.tensors
         ]
         least = self.settings.min_repeat_ms / 1e3
         if self._run_once() < least:
@@ -148,10 +151,11 @@ class Trial:
         """Add a repeat to `costs`: the least disturbed when other programs hold the cores."""
         attempts: list[tuple[float, float]] = []
         while True:
-            waited, started = waiting_seconds(), time.perf_counter()
+            waited, started = self.place.waiting_seconds(), time.perf_counter()
             cost = self._repeat()
             taken = time.perf_counter() - started
-            attempts.append(((waiting_seconds() - waited) / max(taken, 1e-9), cost))
+            waited = self.place.waiting_seconds() - waited
+            attempts.append((waited / max(taken, 1e-9), cost))
             if attempts[-1][0] <= CROWDED or self.retried == self.settings.retries:
                 break
             self.retried += 1
@@ -167,10 +171,8 @@ class Trial:
     def _evaluate(
         self, number: int, at_least_ms: float, *, repeat: int = 1, before: str = ""
     ) -> float:
-        import tvm
-
         evaluator = self.module.time_evaluator(
-            _SYMBOL, tvm.cpu(0), number=number, repeat=repeat,
+            SYMBOL, self.place.device(), number=number, repeat=repeat,
             min_repeat_ms=int(at_least_ms), f_preproc=before,
         )  # fmt: skip
         return float(np.mean(evaluator(*self.arguments).results))
@@ -178,25 +180,25 @@ class Trial:
     @property
     def function(self) -> Any:
         """The kernel, to be called with TVM tensors."""
-        return self.module.get_function(_SYMBOL)
+        return self.module.get_function(SYMBOL)
 
     def _run_once(self) -> float:
+        if self.place.distant:
+            return self._evaluate(1, 0)
         function = self.function
         started = time.perf_counter()
         function(*self.arguments)
         return time.perf_counter() - started
 
 
-def compile_in_memory(schedule: Any, tensors: Sequence[Any], target: Any) -> Any:
-    """Return the LLVM module of a schedule, its machine code in memory and ready to run."""
+def compile_kernel(schedule: Any, tensors: Sequence[Any], target: Any) -> Any:
+    """Return the LLVM module of a schedule; `Place.finish` makes code of it."""
     import tvm
 
     settings = kernels.Settings(target=target, level=3, dispatch=None)
     with target, kernels.pass_context(settings.level):
-        tir = tvm.lower(schedule, list(tensors), name=_SYMBOL)
-    module = kernels.build(kernels.Job(symbol=_SYMBOL, key="", function=None), tir, settings)
-    module.get_function(_SYMBOL)  # only this makes LLVM emit machine code
-    return module
+        tir = tvm.lower(schedule, list(tensors), name=SYMBOL)
+    return kernels.build(kernels.Job(symbol=SYMBOL, key="", function=None), tir, settings)
 
 
 def _text(error: BaseException) -> str:
@@ -210,19 +212,3 @@ def _text(error: BaseException) -> str:
 def shape_of(tensor: Any) -> tuple[int, ...]:
     """Return the shape of a TE tensor."""
     return tuple(int(size) for size in tensor.shape)
-
-
-def to_tvm(array: Array) -> Any:
-    """Return a copy of the array as a TVM tensor, 64-byte aligned."""
-    from tvm import nd
-
-    return nd.array(array)
-
-
-def random_values(shape: Sequence[int], dtype: str, seed: int) -> Array:
-    """Return seeded values that no arithmetic of a kernel overflows: floats in [-1, 1)."""
-    rng = np.random.default_rng(seed)
-    kind = np.dtype(dtype).kind
-    if kind == "f":
-        return (rng.random(shape, np.float32) * 2 - 1).astype(dtype)
-    return rng.integers(-8 if kind == "i" else 0, 2 if kind == "b" else 8, shape).astype(dtype)

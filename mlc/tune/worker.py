@@ -16,17 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlc.runtime.session import set_threads
 from mlc.tune.compare import LAYOUTS, agree, not_checked
-from mlc.tune.trial import Trial, compile_in_memory
+from mlc.tune.place import SessionEnded
+from mlc.tune.trial import Trial, compile_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from socket import socket
 
+    from mlc.tune.place import Place
     from mlc.tune.trial import Settings
-
-_LOG_BYTES = 1 << 20  # what a child may print
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,35 +74,41 @@ class Channel:
         return data
 
 
-def serve(job: Job, tasks: Mapping[str, Any], settings: Settings, channel: Channel) -> None:
-    """Do a job: build, say so, wait for the word, run, answer.
+def serve(
+    job: Job, tasks: Mapping[str, Any], settings: Settings, place: Place, channel: Channel
+) -> None:
+    """Do a job: build, say so, wait for the word, run at the place, answer.
 
     The answer is `{"results": [...]}`: an object with the fields of `measure.Outcome` for each
     candidate, or for a comparison one with those of `measure.Check`. It comes at once when nothing
-    could be built.
+    could be built. `{"ended": reason, "message": ...}` says that a session with a device is over.
     """
-    _limit(settings.memory_bytes)
+    _limit(settings.memory_bytes, place.file_bytes)
     # TVM's thread pool belongs to the thread that first uses it: in a thread that starts after the
     # fork it is new, even when the parent has used its own (whose threads are not here).
-    thread = threading.Thread(target=_serve, args=(job, tasks, settings, channel))
+    thread = threading.Thread(target=_serve, args=(job, tasks, settings, place, channel))
     thread.start()
     thread.join()
 
 
-def warm_up(target: Any) -> None:
+def warm_up(target: Any, place: Place) -> None:
     """Compile a trivial kernel, so that LLVM is set up before processes are forked."""
     from tvm import te
 
     source = te.placeholder((16,), name="source")
     result = te.compute((16,), lambda i: source[i] + 1, name="result")
     with contextlib.suppress(Exception):  # where a target cannot work, each candidate says so
-        compile_in_memory(te.create_schedule(result.op), [source, result], target)
+        place.finish(compile_kernel(te.create_schedule(result.op), [source, result], target))
 
 
-def _limit(memory_bytes: int) -> None:
+def _limit(memory_bytes: int, file_bytes: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    limit_memory(memory_bytes)
+
+
+def limit_memory(memory_bytes: int) -> None:
     """Bound what this process may take, and offer it first when the machine runs out of memory."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_LOG_BYTES, _LOG_BYTES))
     # Without /proc (macOS) memory has no limit: RLIMIT_DATA does not cover mappings there.
     with contextlib.suppress(OSError):
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
@@ -114,9 +119,12 @@ def _limit(memory_bytes: int) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
-def _serve(job: Job, tasks: Mapping[str, Any], settings: Settings, channel: Channel) -> None:
+def _serve(
+    job: Job, tasks: Mapping[str, Any], settings: Settings, place: Place, channel: Channel
+) -> None:
     trials = [
-        Trial(task=tasks[key], index=index, settings=settings) for key, index in job.candidates
+        Trial(task=tasks[key], index=index, settings=settings, place=place)
+        for key, index in job.candidates
     ]
     name = trials[0].task.name
     if job.compare and name not in LAYOUTS:
@@ -126,14 +134,23 @@ def _serve(job: Job, tasks: Mapping[str, Any], settings: Settings, channel: Chan
         trial.guard("compile", trial.build)
     if any(trial.error is None for trial in trials):
         channel.send({"built": True})
-        if channel.receive() is None:
+        word = channel.receive()
+        if word is None:
             return
-        set_threads(settings.threads)
-    if job.compare:
-        channel.send({"results": [agree(trials[0], trials[1])]})
+        try:
+            place.enter(word["run"], trials, settings)
+            channel.send(_run(job, trials, settings))
+        except SessionEnded as ended:
+            channel.send({"ended": ended.reason, "message": str(ended)})
     else:
-        _time(trials, job.rounds, settings.run_timeout)
-        channel.send({"results": [trial.to_json() for trial in trials]})
+        channel.send(_run(job, trials, settings))
+
+
+def _run(job: Job, trials: Sequence[Trial], settings: Settings) -> dict[str, Any]:
+    if job.compare:
+        return {"results": [agree(trials[0], trials[1])]}
+    _time(trials, job.rounds, settings.run_timeout)
+    return {"results": [trial.to_json() for trial in trials]}
 
 
 def _time(trials: Sequence[Trial], rounds: int, run_timeout: float) -> None:

@@ -14,7 +14,7 @@ from mlc import isolate
 from mlc.cli.tune import seconds, trust_lines, tune
 from mlc.errors import Interrupted, MissingToolError, UsageError
 from mlc.options import TuneOptions
-from mlc.tune.run import check_options
+from mlc.tune.subject import check_options
 
 PROJECT = """
 [model]

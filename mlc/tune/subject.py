@@ -1,0 +1,130 @@
+"""What a tuning run works on: the model compiled untuned, its tasks, the device that measures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlc import artifact, driver, target
+from mlc.cache import open_cache
+from mlc.errors import TuningError, UsageError
+from mlc.options import CompileOptions, TuneOptions
+from mlc.tune import baseline
+from mlc.tune.farm import Farm, find, measuring_device
+from mlc.tune.tasks import Task, choose, tasks_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlc.driver import Built
+    from mlc.events import OnEvent
+    from mlc.tune.device import Device
+
+_PROFILE_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is tuned: the options, target and device, its tasks, the untuned artifact.
+
+    `seconds` is what a run of that takes, all kernels together (0 where other machines measure);
+    `farm` holds those machines, None: this one measures.
+    """
+
+    options: TuneOptions
+    chosen: target.Target
+    device: Device
+    tasks: tuple[Task, ...]
+    untuned: Path
+    seconds: float
+    farm: Farm | None = None
+
+
+def options_of(fields: dict[str, Any]) -> TuneOptions:
+    """Return the options that came as JSON data."""
+    return TuneOptions(**{**fields, "shapes": tuple(fields["shapes"])})
+
+
+def check_options(options: TuneOptions) -> None:
+    """Raise UsageError for options that cannot work, before the long work starts."""
+    if options.trials < 0:
+        raise UsageError("--trials needs 0 or more")
+    if options.budget is not None and options.budget <= 0:
+        raise UsageError("--budget needs a time above 0, such as 20m")
+    if options.batch < 1:
+        raise UsageError("--batch needs at least 1")
+    if not 0 < options.run_timeout < math.inf:
+        raise UsageError("--run-timeout needs seconds above 0")
+
+
+def logs_root(options: TuneOptions) -> Path:
+    """Return the folder of tuning logs.
+
+    Raises:
+        UsageError: `--logs` names a file.
+    """
+    root = Path(options.logs or "tuning_logs")
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"--logs {root} is no folder")
+    return root
+
+
+def prepare(options: TuneOptions, folder: Path, on_event: OnEvent) -> Subject:
+    """Compile the model untuned, time its kernels, and return its tasks.
+
+    Raises:
+        TargetError: the measuring machine cannot run code for the target.
+        TuningError: the model has no task (the message says why), or the filter leaves none.
+    """
+    farm = find(options, on_event)
+    device = measuring_device(options, farm)
+    chosen, threads = device.target, device.threads
+    built = build_with(options, chosen, lambda _key: None, on_event)
+    untuned = folder / "untuned.mlc"
+    artifact.save(built.contents, untuned)
+    seconds: dict[str, float] = {}  # this machine may be unable to run code for the device
+    if farm is None:
+        seconds = driver.timed(
+            "profile", on_event, lambda: baseline.kernel_seconds(untuned, threads, _PROFILE_S)
+        )
+    tasks = tasks_of(built.library.kernels, built.library.plan.calls, built.dispatch, seconds)
+    if not tasks:
+        kernels = sorted({op for k in built.library.kernels for op in k.operators})
+        raise TuningError(
+            "no tunable task was found: no operator of this model has an AutoTVM template "
+            f"(its operators are {', '.join(kernels[:12])})",
+            "compile it as it is; convolutions, dense layers and batched products can be tuned",
+        )
+    return Subject(
+        options=options,
+        chosen=chosen,
+        device=device,
+        tasks=tuple(choose(tasks, options.tasks)),
+        untuned=untuned,
+        seconds=sum(seconds.values()),
+        farm=farm,
+    )
+
+
+def build_with(
+    options: TuneOptions,
+    chosen: target.Target,
+    lookup: Callable[[str], Any],
+    on_event: OnEvent,
+) -> Built:
+    """Return the model compiled with the records that `lookup` offers.
+
+    The file is read each time: converting takes its weights over, and tuning should not hold them.
+    """
+    from mlc.frontend import onnx_file
+
+    asked = CompileOptions(
+        model=str(options.model),
+        target=options.target,
+        opt_level=options.opt_level,
+        shapes=options.shapes,
+    )
+    file = onnx_file.read(Path(str(options.model)))
+    return driver.build_model(asked, chosen, file, open_cache(), lookup, on_event)
