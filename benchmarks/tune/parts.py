@@ -124,22 +124,24 @@ def against_untuned_and_equal(setup: Setup, seed: int, *, with_equal: bool) -> d
             result["curve"]["equal"] = curves.curve(theirs, ends, weights)
         return result
 
-    return dict(once(folder / ("timed-ab.json" if with_equal else "timed-a.json"), timed))
+    name = f"timed-{_side(setup)}.json" if with_equal else "timed-alone.json"
+    return dict(once(folder / name, timed))
+
+
+def _side(setup: Setup) -> str:
+    """Return the name of the equal split as it is asked for: its logs and timings lie under it."""
+    stock = "-stock" if setup.stock else ""
+    return f"equal{stock}" + (f"-plan{setup.plan}" if setup.plan != equal.PLAN else "")
 
 
 def _equal_split(setup: Setup, seed: int, weights: Mapping[str, Weight]) -> list[Record]:
     say(f"AutoTVM, equal split, seed {seed}")
-    name = (
-        "equal"
-        + ("-stock" if setup.stock else "")
-        + ("" if setup.plan == equal.PLAN else f"-plan{setup.plan}")
-    )
     asked = equal.Search(
         keys=tuple(weights),
         target=setup.target,
         trials=setup.trials,
         seed=seed,
-        folder=str(seed_folder(setup, seed) / name),
+        folder=str(seed_folder(setup, seed) / _side(setup)),
         plan=setup.plan,
         stock=setup.stock,
     )
