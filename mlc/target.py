@@ -232,7 +232,7 @@ def _parse_raw(words: list[str]) -> Target:
         triple=triple,
         mcpu=mcpu,
         mattr=mattr,
-        features=_raw_features(mcpu, mattr),
+        features=_raw_features(triple, mcpu, mattr),
         extra=tuple(
             f"-{key}" if value is None else f"-{key}={value}"
             for key, value in sorted(options.items())
@@ -272,13 +272,14 @@ def _parse_mattr(text: str) -> tuple[str, ...]:
     return attributes
 
 
-def _raw_features(mcpu: str, mattr: tuple[str, ...]) -> tuple[str, ...]:
+def _raw_features(triple: str, mcpu: str, mattr: tuple[str, ...]) -> tuple[str, ...]:
     """Return the features of a raw target; empty when only LLVM can tell (see `Target`).
 
     What an addition implies needs no mention: a CPU that has it has that too. What a removal takes
     along, only LLVM knows.
     """
-    known = {target.mcpu: target for target in all_targets()}.get(mcpu)
+    files = {(target.arch, target.mcpu): target for target in all_targets()}
+    known = files.get((triples.arch(triple), mcpu))
     if known is None or any(attribute.startswith("-") for attribute in mattr):
         return ()
     added = {attribute[1:] for attribute in mattr} & CODEGEN_FEATURES

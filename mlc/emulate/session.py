@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from mlc.cache import open_cache
 from mlc.emulate import can_emulate
 from mlc.emulate.runner import Runner
 from mlc.errors import RunError, UsageError
+from mlc.events import Notice
 from mlc.model import TensorSpec
 from mlc.runtime.session import check_inputs
 
@@ -29,21 +31,29 @@ class EmulatedSession:
     """A model that can be run, slowly; as much of `mlc.runtime.Session` as `verify` uses."""
 
     def __init__(self, path: Path, on_event: OnEvent):
-        """Open an artifact, checked as for a real machine, against the emulated CPU.
+        """Open an artifact, its format and hashes checked.
+
+        CPU features that the emulator lacks are only said: where code does use one of them, the run
+        ends with an illegal instruction, which is an error as well.
 
         Raises:
-            ArtifactError: it is damaged, or needs what the emulator does not have.
+            ArtifactError: it is damaged.
             UsageError: it is for a kind of machine that is not emulated.
             MissingToolError: a tool is missing, or the runtime library cannot be fetched.
         """
-        triple = read_manifest(path)["target"]["triple"]
-        if not can_emulate(triple):
+        target = read_manifest(path)["target"]
+        if not can_emulate(target["triple"]):
             raise UsageError(
-                f"{path} is for {triple}, and --emulate runs 64-bit Arm Linux only",
+                f"{path} is for {target['triple']}, and --emulate runs 64-bit Arm Linux only",
                 "leave --emulate out on a machine of that kind",
             )
         self._runner = Runner(open_cache(), on_event)
-        self._artifact = load(path, self._runner.cpu())
+        cpu = self._runner.cpu()
+        missing = set(target["features"]) - cpu.features
+        if missing:
+            text = f"the emulator does not claim to have {', '.join(sorted(missing))}"
+            on_event(Notice(text=f"{text}: code that uses it would fail in it", level="warning"))
+        self._artifact = load(path, replace(cpu, features=cpu.features | missing))
         self.manifest = self._artifact.manifest
         signature = self.manifest["signature"]
         self.inputs = tuple(_spec(entry) for entry in signature["inputs"])
