@@ -25,12 +25,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlc import triple
 from mlc.cpu import HostCpu, host_cpu
 from mlc.errors import ArtifactError, UsageError
 from mlc.options import MAX_MANIFEST_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 FORMAT = 1
 ALIGNMENT = 64
@@ -152,20 +153,24 @@ def encode(manifest: dict[str, Any]) -> bytes:
     return json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
 
 
+def misfit(target: Mapping[str, Any], cpu: HostCpu) -> str:
+    """Return why `cpu` cannot run code for a manifest's target ("it is ..."); "" when it can."""
+    wanted = (triple.arch(target["triple"]), triple.system(target["triple"]))
+    if wanted != (cpu.arch, cpu.system):
+        return f"it is {cpu.arch} {cpu.system}"
+    missing = sorted(set(target["features"]) - cpu.features)
+    return f"it lacks {', '.join(missing)}" if missing else ""
+
+
 def _check_machine(path: Path, manifest: dict[str, Any], cpu: HostCpu) -> None:
     target = manifest["target"]
-    arch = target["triple"].split("-")[0]
-    if arch != cpu.arch:
+    why = misfit(target, cpu)
+    if why:
+        wanted = f"{triple.arch(target['triple'])} {triple.system(target['triple'])}"
         raise ArtifactError(
-            f"{path} is for {arch} ({target['name']}), and this machine is {cpu.arch}",
-            "compile it here: `mlc compile MODEL --target llvm`",
-        )
-    missing = sorted(set(target["features"]) - cpu.features)
-    if missing:
-        raise ArtifactError(
-            f"{path} is for {target['name']} and needs CPU features that this machine lacks: "
-            + ", ".join(missing),
-            "compile for this machine (`--target llvm`) or an older level (`--target x86-64-v2`)",
+            f"{path} is for {target['name']} ({wanted}), and this machine cannot run it: {why}",
+            "copy it to such a machine; or compile for this one (`--target llvm`) or an older "
+            "level (`--target x86-64-v2`)",
         )
 
 

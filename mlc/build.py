@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlc import __version__, tvm_env
+from mlc import triple as triples
 from mlc.artifact import Contents
 from mlc.codegen.graph import Plan, plan, to_json
 from mlc.codegen.kernels import Kernel, Namer, Settings, compile_all
-from mlc.codegen.link import link
+from mlc.codegen.link import Linker, find_linker, link
 from mlc.cpu import CODEGEN_FEATURES
+from mlc.cpu_names import FEATURES
 from mlc.errors import TargetError, did_you_mean
 from mlc.events import OnEvent, Stage
 
@@ -39,6 +41,7 @@ def tvm_target(target: Target, level: int) -> Any:
         TargetError: TVM does not accept the target, or LLVM does not know its CPU.
     """
     tvm = tvm_env.tvm()
+    _check_triple(target)
     chosen = any(option.startswith("-opt-level") for option in target.extra)
     text = target.tvm + (" -opt-level=0" if level == 0 and not chosen else "")
     try:
@@ -55,17 +58,54 @@ def tvm_target(target: Target, level: int) -> Any:
             f"LLVM knows no CPU {target.mcpu!r} for {target.triple}",
             did_you_mean(target.mcpu, known),
         )
+    _check_attributes(target)
     return made
+
+
+def _check_triple(target: Target) -> None:
+    """Raise TargetError for an instruction set that LLVM has no code generator for here.
+
+    TVM would crash on it, some calls later.
+    """
+    from tvm.target import codegen
+
+    known = {triples.arch(str(name)) for name in codegen.llvm_get_targets()}
+    if target.arch not in known:
+        raise TargetError(
+            f"no code can be generated for {target.triple!r}: LLVM here does not know {target.arch}",
+            did_you_mean(target.arch, known),
+        )
+
+
+def _check_attributes(target: Target) -> None:
+    """Raise TargetError for a name in -mattr that LLVM does not know: it would only ignore it."""
+    from tvm.target import Target as TvmTarget
+
+    names = {attribute[1:] for attribute in target.mattr}
+    if not names:
+        return
+    added = ",".join(f"+{name}" for name in sorted(names))
+    known = llvm_features(TvmTarget(f"llvm -mtriple={target.triple} -mattr={added}"))
+    unknown = sorted(names - known)
+    if unknown:
+        raise TargetError(
+            f"LLVM knows no feature {unknown[0]!r} for {target.triple}",
+            did_you_mean(unknown[0], FEATURES.get(target.arch, ())),
+        )
+
+
+def llvm_features(llvm_target: Any) -> set[str]:
+    """Return every feature that LLVM sets for a TVM target, in its names."""
+    from tvm.target import codegen
+
+    return {str(name) for name in codegen.llvm_get_cpu_features(llvm_target)}
 
 
 def required_features(target: Target, llvm_target: Any) -> tuple[str, ...]:
     """Return the CPU features that code for a target may use, asking LLVM for unknown CPUs."""
     if target.features:
         return target.features
-    from tvm.target import codegen
-
-    known = codegen.llvm_get_cpu_features(llvm_target)
-    return tuple(sorted(CODEGEN_FEATURES & {str(name) for name in known}))
+    return tuple(sorted(CODEGEN_FEATURES & llvm_features(llvm_target)))
 
 
 def build(
@@ -100,14 +140,19 @@ def build(
         )
     )
     started = time.perf_counter()
-    code = _link(kernels)
+    linker = find_linker(str(settings.target.attrs.get("mtriple", "")))
+    code = _link(kernels, linker)
     on_event(
-        Stage(name="link", seconds=time.perf_counter() - started, note=f"{len(code) / 1e6:.1f} MB")
+        Stage(
+            name="link",
+            seconds=time.perf_counter() - started,
+            note=f"{len(code) / 1e6:.1f} MB, by {linker.name}",
+        )
     )
     return Library(code=code, plan=planned, kernels=tuple(kernels))
 
 
-def _link(kernels: list[Kernel]) -> bytes:
+def _link(kernels: list[Kernel], linker: Linker) -> bytes:
     with tempfile.TemporaryDirectory(prefix="mlc-") as folder:
         objects = []
         for position, kernel in enumerate(sorted(kernels, key=lambda k: k.symbol)):
@@ -115,7 +160,7 @@ def _link(kernels: list[Kernel]) -> bytes:
             path.write_bytes(kernel.code)
             objects.append(path)
         output = Path(folder) / "library.so"
-        link(objects, output)
+        link(objects, output, linker)
         return output.read_bytes()
 
 

@@ -9,6 +9,7 @@ the same on every kernel, so two machines of one kind always compare equal.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
@@ -18,28 +19,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlc import triple
+from mlc.cpu_names import (
+    ARM_PARTS,
+    ARM_VENDORS,
+    FEATURES,
+    HWCAP,
+    HWCAP2,
+    MACOS_RENAMES,
+    RENAMES,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# The first line is APX: no kernel flag covers these one by one, so they are never detected and code
-# that needs them is refused rather than risked. `prefetchi` is left out for the same lack of a flag,
-# which costs nothing: only prefetches of code use it, and TVM emits none.
-_X86 = """
-    ccmp cf egpr ndd nf ppx push2pop2 zu
-    amx-bf16 amx-complex amx-fp16 amx-int8 amx-tile
-    avx avx10.1 avx10.2 avx2 avx512bf16 avx512bitalg avx512bw avx512cd avx512dq avx512f avx512fp16
-    avx512ifma avx512vbmi avx512vbmi2 avx512vl avx512vnni avx512vpopcntdq
-    avxifma avxneconvert avxvnni avxvnniint16 avxvnniint8
-    bmi bmi2 cmov cmpccxadd cx16 cx8 f16c fma fma4 gfni lzcnt movbe popcnt prfchw sahf
-    sse sse2 sse3 sse4.1 sse4.2 sse4a ssse3 tbm x87 xop
-"""
-_AARCH64 = """
-    bf16 complxnum cssc dotprod f32mm f64mm flagm fp-armv8 fp16fml fullfp16 i8mm lse lse128 lse2
-    mops neon rcpc rcpc-immo rcpc3 rdm sha3 sve sve-bitperm sve2 sve2p1
-"""
-X86_FEATURES = frozenset(_X86.split())
-AARCH64_FEATURES = frozenset(_AARCH64.split())
-CODEGEN_FEATURES = X86_FEATURES | AARCH64_FEATURES
+CODEGEN_FEATURES = frozenset().union(*FEATURES.values())
 """Features for which a compiler emits instructions by itself, in LLVM's names.
 
 They are what LLVM selects from plain code, and what TVM's own schedules call (VNNI, AMX, dotprod).
@@ -49,89 +43,6 @@ only explicit intrinsics reach (`aes`, `sha`, `rdrnd`, `clzero`, `rdpru`): hyper
 often, and refusing a machine for them would be wrong.
 """
 
-# What the operating system calls a feature, where that is not LLVM's name for it.
-_RENAMES = {
-    "x86_64": {
-        "3dnowprefetch": "prfchw",
-        "abm": "lzcnt",
-        "amx_bf16": "amx-bf16",
-        "amx_complex": "amx-complex",
-        "amx_fp16": "amx-fp16",
-        "amx_int8": "amx-int8",
-        "amx_tile": "amx-tile",
-        "avx512_bf16": "avx512bf16",
-        "avx512_bitalg": "avx512bitalg",
-        "avx512_fp16": "avx512fp16",
-        "avx512_vbmi2": "avx512vbmi2",
-        "avx512_vnni": "avx512vnni",
-        "avx512_vpopcntdq": "avx512vpopcntdq",
-        "avx_ifma": "avxifma",
-        "avx_ne_convert": "avxneconvert",
-        "avx_vnni": "avxvnni",
-        "avx_vnni_int16": "avxvnniint16",
-        "avx_vnni_int8": "avxvnniint8",
-        "bmi1": "bmi",
-        "fpu": "x87",
-        "lahf_lm": "sahf",
-        "pni": "sse3",
-        "sse4_1": "sse4.1",
-        "sse4_2": "sse4.2",
-    },
-    "aarch64": {
-        "asimd": "neon",
-        "asimddp": "dotprod",
-        "asimdfhm": "fp16fml",
-        "asimdhp": "fullfp16",
-        "asimdrdm": "rdm",
-        "atomics": "lse",
-        "fcma": "complxnum",
-        "fp": "fp-armv8",
-        "ilrcpc": "rcpc-immo",
-        "lrcpc": "rcpc",
-        "lrcpc3": "rcpc3",
-        "svebitperm": "sve-bitperm",
-        "svef32mm": "f32mm",
-        "svef64mm": "f64mm",
-        "uscat": "lse2",
-    },
-}
-
-# macOS has its own spelling: `hw.optional.arm.FEAT_DotProd: 1`, here without case and prefix.
-_MACOS_RENAMES = {
-    "advsimd": "neon",
-    "fcma": "complxnum",
-    "fhm": "fp16fml",
-    "fp16": "fullfp16",
-    "lrcpc": "rcpc",
-    "lrcpc2": "rcpc-immo",
-}
-
-_ARM_VENDORS = {
-    0x41: "ARM",
-    0x42: "Broadcom",
-    0x43: "Cavium",
-    0x46: "Fujitsu",
-    0x48: "HiSilicon",
-    0x4E: "NVIDIA",
-    0x51: "Qualcomm",
-    0x61: "Apple",
-    0x6D: "Microsoft",
-    0xC0: "Ampere",
-}
-
-# Arm's own cores (vendor 0x41); /proc/cpuinfo gives only the part number.
-_ARM_PARTS = {
-    0xD03: "Cortex-A53",
-    0xD08: "Cortex-A72",
-    0xD0B: "Cortex-A76",
-    0xD0C: "Neoverse-N1",
-    0xD40: "Neoverse-V1",
-    0xD49: "Neoverse-N2",
-    0xD4F: "Neoverse-V2",
-    0xD84: "Neoverse-V3",
-    0xD8E: "Neoverse-N3",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class HostCpu:
@@ -139,7 +50,8 @@ class HostCpu:
 
     `family` and `model` are the numbers that the vendor tells its designs apart by (on aarch64 the
     architecture version and the part number), 0 where unknown. `features` are those of
-    `CODEGEN_FEATURES` that it has, `cores` the logical ones that this process may use.
+    `CODEGEN_FEATURES` that it has, `cores` the logical ones that this process may use. `system` is
+    the operating system, as `mlc.triple.system` calls it.
     """
 
     arch: str
@@ -149,6 +61,7 @@ class HostCpu:
     name: str
     features: frozenset[str]
     cores: int
+    system: str = "linux"
 
 
 @functools.cache
@@ -160,13 +73,15 @@ def host_cpu() -> HostCpu:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    return replace(parse_cpuinfo(text, host_arch()), cores=usable_cores())
+    cpu = replace(parse_cpuinfo(text, host_arch()), cores=usable_cores())
+    # The kernel's own word to this process. The text may be another machine's: under an emulator
+    # it is that of the machine outside.
+    return replace(cpu, features=_hwcap_features() or cpu.features)
 
 
 def host_arch() -> str:
-    """Return the instruction set of this machine as LLVM triples spell it: `x86_64`, `aarch64`."""
-    machine = platform.machine().lower()
-    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+    """Return the instruction set of this machine as `mlc.triple.arch` calls it."""
+    return triple.arch(platform.machine().lower())
 
 
 def usable_cores() -> int:
@@ -204,8 +119,8 @@ def parse_cpuinfo(text: str, arch: str) -> HostCpu:
         key, _, value = (part.strip() for part in line.partition(":"))
         cores += key == "processor"
         fields.setdefault(key, value)
-    if arch == "aarch64":
-        return _arm_cpu(fields, cores)
+    if arch in ("aarch64", "arm"):
+        return _arm_cpu(fields, cores, arch)
     return HostCpu(
         arch=arch,
         vendor=fields.get("vendor_id", "unknown"),
@@ -234,29 +149,46 @@ def parse_sysctl(text: str, arch: str) -> HostCpu:
         family=_number(fields.get("hw.cpufamily", "")),
         model=_number(fields.get("hw.cpusubfamily", "")),
         name=fields.get("machdep.cpu.brand_string", "unknown").strip(),
-        features=_features((_MACOS_RENAMES.get(flag, flag) for flag in flags), arch),
+        features=_features((MACOS_RENAMES.get(flag, flag) for flag in flags), arch),
         cores=max(_number(fields.get("hw.logicalcpu", "")), 1),
+        system="darwin",
     )
 
 
-def _arm_cpu(fields: dict[str, str], cores: int) -> HostCpu:
+def parse_hwcap(hwcap: int, hwcap2: int) -> frozenset[str]:
+    """Return the features that aarch64 Linux's AT_HWCAP and AT_HWCAP2 stand for, in LLVM's names."""
+    bits = ((HWCAP, hwcap), (HWCAP2, hwcap2))
+    flags = (name for names, word in bits for bit, name in enumerate(names) if word >> bit & 1)
+    return _features(flags, "aarch64")
+
+
+def _hwcap_features() -> frozenset[str]:
+    """Return what the kernel tells this process; nothing where it is not aarch64 Linux."""
+    if sys.platform != "linux" or host_arch() != "aarch64":
+        return frozenset()
+    getauxval = ctypes.CDLL(None).getauxval
+    getauxval.restype, getauxval.argtypes = ctypes.c_ulong, (ctypes.c_ulong,)
+    return parse_hwcap(getauxval(16), getauxval(26))  # AT_HWCAP, AT_HWCAP2
+
+
+def _arm_cpu(fields: dict[str, str], cores: int, arch: str) -> HostCpu:
     implementer, part = (_number(fields.get(key, "")) for key in ("CPU implementer", "CPU part"))
-    vendor = _ARM_VENDORS.get(implementer, "unknown")
-    known = _ARM_PARTS.get(part) if vendor == "ARM" else None
+    vendor = ARM_VENDORS.get(implementer, "unknown")
+    known = ARM_PARTS.get(part) if vendor == "ARM" else None
     return HostCpu(
-        arch="aarch64",
+        arch=arch,
         vendor=vendor,
         family=_number(fields.get("CPU architecture", "")),
         model=part,
         name=fields.get("model name") or known or f"{vendor} part {part:#x}",
-        features=_features(fields.get("Features", "").split(), "aarch64"),
+        features=_features(fields.get("Features", "").split(), arch),
         cores=max(cores, 1),
     )
 
 
 def _features(flags: Iterable[str], arch: str) -> frozenset[str]:
-    renames = _RENAMES.get(arch, {})
-    known = {"x86_64": X86_FEATURES, "aarch64": AARCH64_FEATURES}.get(arch, frozenset())
+    renames = RENAMES.get(arch, {})
+    known = FEATURES.get(arch, frozenset())
     return frozenset(renames.get(flag, flag) for flag in flags) & known
 
 

@@ -10,13 +10,15 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlc import artifact, target, tvm_env
 from mlc.cache import Cache, key_of, open_cache, source_digest
+from mlc.cpu import host_cpu
+from mlc.emulate import can_emulate
 from mlc.errors import UsageError
 from mlc.events import Notice, OnEvent, Stage
 from mlc.options import OPT_LEVELS, CompileOptions, VerifyOptions
@@ -52,9 +54,15 @@ def compile_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     key = _artifact_key(options, chosen, file.sha256)
     stored = cache.get("artifacts", key) if options.dump_ir is None else None
     if stored is not None and _restore(stored, output):
-        return _report(output, started, cache.get("coverage", key), from_cache=True)
+        report = _report(output, started, cache.get("coverage", key), from_cache=True)
+        if options.verify and report["manifest"]["verification"] is None:
+            _say_unverified(report["manifest"], on_event)
+        return report
     lookup = _lookup(options, chosen, on_event)
     built = [build_model(options, chosen, file, cache, lookup, on_event).contents]
+    if options.verify and artifact.misfit(built[0].manifest["target"], host_cpu()):
+        _say_unverified(built[0].manifest, on_event)
+        options = replace(options, verify=False)
     # Popped: its weights go once they are written.
     found = asdict(_write(built.pop(), options, output, on_event))
     coverage = json.dumps(found).encode() if found["by"] == "time" else None
@@ -112,12 +120,14 @@ def build_model(
     """
     from mlc import build
     from mlc.codegen.kernels import Settings
+    from mlc.codegen.link import find_linker
     from mlc.frontend.bounds import index_bounds
     from mlc.passes.run import optimize
     from mlc.tune import applied
 
     timed("load TVM", on_event, tvm_env.tvm)
     llvm = build.tvm_target(chosen, options.opt_level)
+    find_linker(chosen.triple)  # said now that there is none, not after the long work
     loaded = [*load(file, options.shapes, on_event)]
     file.weights.clear()  # they are in `loaded`; this unmaps the file
     simplified = loaded.pop()
@@ -173,6 +183,17 @@ def _write(
     finally:
         temporary.unlink(missing_ok=True)
     return coverage
+
+
+def _say_unverified(manifest: dict[str, Any], on_event: OnEvent) -> None:
+    """Say why an artifact was not verified although that was asked, and how it can be."""
+    wanted = manifest["target"]
+    why = artifact.misfit(wanted, host_cpu())
+    how = "run `mlc verify` on such a machine"
+    if can_emulate(wanted["triple"]):
+        how = "`mlc verify ARTIFACT MODEL --emulate` runs it in an emulator"
+    text = f"not verified: this machine cannot run code for {wanted['name']} ({why}); {how}"
+    on_event(Notice(text=text, level="warning"))
 
 
 def _verified(path: Path, options: CompileOptions) -> tuple[dict[str, Any], Coverage]:

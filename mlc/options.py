@@ -69,13 +69,17 @@ class BenchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
-    """What `mlc verify` is asked to do; `rounds` is how many seeded inputs are compared."""
+    """What `mlc verify` is asked to do; `rounds` is how many seeded inputs are compared.
+
+    `emulate` runs the artifact in an emulator; the first time that fetches a library.
+    """
 
     artifact: str
     model: str
     seed: int = 0
     rounds: int = 1
     inputs: tuple[str, ...] = ()
+    emulate: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

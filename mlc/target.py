@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlc import target_file
+from mlc import triple as triples
 from mlc.cpu import CODEGEN_FEATURES, HostCpu, host_cpu
 from mlc.errors import TargetError, did_you_mean
 
@@ -67,9 +68,13 @@ class Target:
 
     @property
     def arch(self) -> str:
-        """The first part of the triple (`x86_64`, `aarch64`), as `HostCpu.arch` spells it."""
-        arch = self.triple.partition("-")[0]
-        return "aarch64" if arch == "arm64" else arch
+        """The instruction set (`x86_64`, `aarch64`, `arm`), as `HostCpu.arch` calls it."""
+        return triples.arch(self.triple)
+
+    @property
+    def system(self) -> str:
+        """The operating system (`linux`, `darwin`, "" for others), as `HostCpu.system` calls it."""
+        return triples.system(self.triple)
 
 
 def resolve(text: str) -> Target:
@@ -107,15 +112,20 @@ def for_cpu(cpu: HostCpu) -> Target:
     Raises:
         TargetError: `cpu` is neither x86-64 nor aarch64.
     """
-    if cpu.arch == "aarch64":
-        target = _generic_arm(cpu)
-    elif cpu.arch == "x86_64":
-        target = _best_x86(cpu)
-    else:
+    if cpu.arch not in ("x86_64", "aarch64"):
         raise TargetError(
             f"mlc has no target for this machine's instruction set, {cpu.arch}",
             f"give a full one: --target 'llvm -mtriple={cpu.arch}-linux-gnu -mcpu=...'",
         )
+    files = _files(data_dir())
+    able = {name: row for name, row in files.items() if runs_on(row[0], cpu)}
+    fitting = [target for target, match in able.values() if match and match.fits(cpu)]
+    if fitting:
+        target = max(fitting, key=lambda target: len(target.features))
+    elif cpu.arch == "aarch64":
+        target = _generic_arm(cpu)
+    else:
+        target = _x86_level(able)
     return dataclasses.replace(
         target, description=f"This machine ({cpu.name}): {target.description}"
     )
@@ -163,17 +173,17 @@ def missing_features(features: Iterable[str], cpu: HostCpu) -> tuple[str, ...]:
 
 def runs_on(target: Target, cpu: HostCpu) -> bool | None:
     """Return whether `cpu` can run code for `target`; None when only LLVM knows what it needs."""
-    if target.arch != cpu.arch:
+    if is_foreign(target, cpu):
         return False
     return not missing_features(target.features, cpu) if target.features else None
 
 
-def _best_x86(cpu: HostCpu) -> Target:
-    files = _files(data_dir())
-    able = {name: row for name, row in files.items() if runs_on(row[0], cpu)}
-    fitting = [target for target, match in able.values() if match and match.fits(cpu)]
-    if fitting:
-        return max(fitting, key=lambda target: len(target.features))
+def is_foreign(target: Target, cpu: HostCpu) -> bool:
+    """Return whether code for `target` is of another instruction set or system than `cpu`'s."""
+    return (target.arch, target.system) != (cpu.arch, cpu.system)
+
+
+def _x86_level(able: dict[str, tuple[Target, target_file.Match | None]]) -> Target:
     for level in _LEVELS:
         if level in able:
             return able[level][0]
@@ -202,7 +212,7 @@ def _generic_arm(cpu: HostCpu) -> Target:
 
 def _native_triple(arch: str) -> str:
     if sys.platform == "darwin":
-        return f"{'arm64' if arch == 'aarch64' else arch}-apple-darwin"
+        return f"{arch}-apple-darwin"  # not `arm64`, which TVM takes for 32 bits
     return f"{arch}-linux-gnu"
 
 
@@ -222,7 +232,7 @@ def _parse_raw(words: list[str]) -> Target:
         triple=triple,
         mcpu=mcpu,
         mattr=mattr,
-        features=_raw_features(mcpu, mattr),
+        features=_raw_features(triple, mcpu, mattr),
         extra=tuple(
             f"-{key}" if value is None else f"-{key}={value}"
             for key, value in sorted(options.items())
@@ -262,13 +272,14 @@ def _parse_mattr(text: str) -> tuple[str, ...]:
     return attributes
 
 
-def _raw_features(mcpu: str, mattr: tuple[str, ...]) -> tuple[str, ...]:
+def _raw_features(triple: str, mcpu: str, mattr: tuple[str, ...]) -> tuple[str, ...]:
     """Return the features of a raw target; empty when only LLVM can tell (see `Target`).
 
     What an addition implies needs no mention: a CPU that has it has that too. What a removal takes
     along, only LLVM knows.
     """
-    known = {target.mcpu: target for target in all_targets()}.get(mcpu)
+    files = {(target.arch, target.mcpu): target for target in all_targets()}
+    known = files.get((triples.arch(triple), mcpu))
     if known is None or any(attribute.startswith("-") for attribute in mattr):
         return ()
     added = {attribute[1:] for attribute in mattr} & CODEGEN_FEATURES

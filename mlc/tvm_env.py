@@ -24,6 +24,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from mlc.errors import MissingToolError
+from mlc.schedules import arm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +57,7 @@ def tvm() -> Any:
         )
     for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+    arm.install()
     return module
 
 

@@ -90,7 +90,7 @@ def compile(json_mode: bool, quiet: bool, **asked: Any) -> None:
     if json_mode:
         click.echo(json.dumps({**asdict(report), "path": str(report.path)}))
         return
-    _show(report)
+    _show(report, options.verify)
 
 
 def with_project(asked: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def with_project(asked: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _show(report: Any) -> None:
+def _show(report: Any, asked_to_verify: bool) -> None:
     from rich.markup import escape
 
     from mlc.cli.render import console, size
@@ -130,7 +130,8 @@ def _show(report: Any) -> None:
         tuned,
     ]
     if check is None:
-        lines.append("  [yellow]verified   no (--no-verify)[/yellow]")
+        why = "this machine cannot run it" if asked_to_verify else "--no-verify"
+        lines.append(f"  [yellow]verified   no ({why})[/yellow]")
     else:
         worst = max(check["outputs"], key=lambda output: output["max_abs"])
         lines.append(

@@ -15,9 +15,10 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 @click.command()
+@click.option("-t", "--target", help="Check also what compiling for this target takes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as one JSON object.")
 @click.pass_context
-def doctor(context: click.Context, as_json: bool) -> None:
+def doctor(context: click.Context, target: str | None, as_json: bool) -> None:
     """Check this machine and installation, and say what to do.
 
     Exits with 8 when a check fails: something that mlc needs is missing or broken. Warnings are
@@ -28,7 +29,7 @@ def doctor(context: click.Context, as_json: bool) -> None:
 
     from mlc.doctor import diagnose
 
-    checks = diagnose()
+    checks = diagnose(target)
     healthy = all(check.status != "fail" for check in checks)
     if as_json:
         report = {"ok": healthy, "checks": [asdict(check) for check in checks]}

@@ -32,6 +32,12 @@ DEFAULTS = {field.name: field.default for field in fields(VerifyOptions)}
     show_default=True,
     help="How many seeded inputs to compare.",
 )
+@click.option(
+    "--emulate",
+    is_flag=True,
+    help="Run an artifact for 64-bit Arm Linux in qemu; the first time, pip fetches TVM's runtime "
+    "library for it (44 MB).",
+)
 @click.option("--json", "json_mode", is_flag=True, help="Result as JSON.")
 def verify(json_mode: bool, **asked: Any) -> None:
     """Compare an ARTIFACT with ONNX Runtime on the ONNX MODEL it was compiled from.

@@ -1,9 +1,9 @@
 """Whether this machine is fit to compile, tune and time models, and what to do where it is not.
 
 One small function a check, all in the table `CHECKS`: `install` has those of what is installed,
-`machine` those of the hardware and of what else it is doing. A check answers with a status, what it
-found and, where something should be done, the exact next command or edit. What cannot be read on
-this system is "not available", never an error.
+`machine` those of the hardware and of what else it is doing, `cross` those for another target. A
+check answers with a status, what it found and, where something should be done, the exact next
+command or edit. What cannot be read on this system is "not available", never an error.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mlc.doctor import cross
 from mlc.doctor.install import (
     PACKAGES,
     Package,
@@ -91,9 +92,16 @@ class Check:
     advice: str = ""
 
 
-def diagnose() -> list[Check]:
-    """Run every check of `CHECKS` in order (about three seconds, most of it loading TVM)."""
-    return [run_check(name, function) for name, function in CHECKS]
+def diagnose(target: str | None = None) -> list[Check]:
+    """Run every check of `CHECKS` in order (about three seconds, most of it loading TVM).
+
+    With a `target`, those of `cross` follow: what compiling for it takes.
+
+    Raises:
+        TargetError: there is no such target.
+    """
+    wanted = cross.checks(target) if target is not None else ()
+    return [run_check(name, function) for name, function in (*CHECKS, *wanted)]
 
 
 def run_check(name: str, function: Callable[[], Finding]) -> Check:

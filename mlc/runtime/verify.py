@@ -15,6 +15,7 @@ from mlc.events import Notice, OnEvent, ignore
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from mlc.emulate.session import EmulatedSession
     from mlc.model import TensorSpec
     from mlc.options import VerifyOptions
     from mlc.runtime.session import Session
@@ -192,7 +193,7 @@ class Reference:
 def verify(
     options: VerifyOptions,
     on_event: OnEvent = ignore,
-    then: Callable[[Session], None] | None = None,
+    then: Callable[[Any], None] | None = None,
 ) -> Verification:
     """Compare an artifact with the model that it was compiled from.
 
@@ -203,11 +204,11 @@ def verify(
         ModelError: the reference cannot load the model.
         MismatchError: the model has other inputs or outputs. Otherwise look at
             `Verification.passed`, or call `require`.
+        UsageError, MissingToolError: `emulate` is asked, and cannot be done (see `mlc.emulate`).
     """
     from mlc.runtime import inputs as sources
-    from mlc.runtime.session import open as open_session
 
-    with open_session(options.artifact) as session:
+    with _opened(options, on_event) as session:
         _warn_if_other_model(session.manifest, Path(options.model), on_event)
         reference = Reference(Path(options.model))
         _require_same_names(session, reference, options)
@@ -234,6 +235,16 @@ def verify(
     )
 
 
+def _opened(options: VerifyOptions, on_event: OnEvent) -> Session | EmulatedSession:
+    if options.emulate:
+        from mlc.emulate.session import EmulatedSession
+
+        return EmulatedSession(Path(options.artifact), on_event)
+    from mlc.runtime.session import open as open_session
+
+    return open_session(options.artifact)
+
+
 def compare_outputs(
     specs: Sequence[TensorSpec], ours: Mapping[str, Array], reference: Mapping[str, Array]
 ) -> list[OutputCheck]:
@@ -251,7 +262,9 @@ def require(verification: Verification, what: str) -> None:
         )
 
 
-def _require_same_names(session: Session, reference: Reference, options: VerifyOptions) -> None:
+def _require_same_names(
+    session: Session | EmulatedSession, reference: Reference, options: VerifyOptions
+) -> None:
     ours = [spec.name for spec in (*session.inputs, *session.outputs)]
     theirs = [*reference.inputs, *reference.outputs]
     if sorted(ours) != sorted(theirs):

@@ -67,6 +67,7 @@ def compiled(tmp_path: Path, tvm: Any, quick_target: str) -> Compile:
     """Return a function that compiles an ONNX model through the real stages, in this process."""
 
     def compile_model(proto: onnx.ModelProto, **options: Any) -> Compiled:
+        on_event = options.pop("on_event", ignore)
         folder = tmp_path / f"compiled{len(list(tmp_path.iterdir()))}"
         logs = folder / "logs"  # not the ones of this checkout
         logs.mkdir(parents=True)
@@ -74,7 +75,7 @@ def compiled(tmp_path: Path, tvm: Any, quick_target: str) -> Compile:
         model.write_bytes(proto.SerializeToString())
         defaults = {"target": quick_target, "verify": False, "jobs": 1, "logs": str(logs)}
         asked = CompileOptions(model=str(model), output=str(artifact), **{**defaults, **options})
-        report = driver.compile_model(asdict(asked), options.get("on_event", ignore))
+        report = driver.compile_model(asdict(asked), on_event)
         return Compiled(artifact, report["manifest"])
 
     return compile_model

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mlc.cpu import AARCH64_FEATURES, CODEGEN_FEATURES, X86_FEATURES, host_cpu
+from mlc.cpu import CODEGEN_FEATURES, host_cpu
+from mlc.cpu_names import FEATURES
 from mlc.target import Target, all_targets, for_cpu, resolve
 
 
@@ -39,9 +40,7 @@ def test_the_baseline_is_what_llvm_uses_for_x86_64(tvm: Any) -> None:
     assert set(target.features) == llvm_features(tvm, target.tvm) & CODEGEN_FEATURES
 
 
-@pytest.mark.parametrize(
-    ("arch", "features"), [("x86_64", X86_FEATURES), ("aarch64", AARCH64_FEATURES)]
-)
+@pytest.mark.parametrize(("arch", "features"), FEATURES.items())
 def test_llvm_knows_every_feature_by_this_name(
     arch: str, features: frozenset[str], tvm: Any
 ) -> None:
@@ -68,6 +67,22 @@ def test_tvm_reads_the_canonical_string(text: str, tvm: Any) -> None:
     assert str(attributes["mcpu"]) == target.mcpu
     assert str(attributes["mtriple"]) == target.triple
     assert tuple(map(str, attributes.get("mattr", []))) == target.mattr
+
+
+@pytest.mark.parametrize(
+    "target", [t for t in all_targets() if t.arch != "x86_64"], ids=lambda target: target.name
+)
+def test_arm_targets_get_the_schedules_for_arm(target: Target, tvm: Any) -> None:
+    made = tvm.target.Target(target.tvm)
+    assert list(made.keys) == ["arm_cpu", "cpu"]
+    assert bool(made.features.is_aarch64) == (target.arch == "aarch64")
+    assert bool(made.features.has_dotprod) == ("dotprod" in target.features)
+
+
+def test_tvm_takes_a_triple_of_arm64_for_32_bits(tvm: Any) -> None:
+    # Why apple-m1.toml and `llvm` on a Mac say aarch64.
+    made = tvm.target.Target("llvm -mtriple=arm64-apple-macos11 -mcpu=apple-a14")
+    assert not made.features.is_aarch64
 
 
 def test_this_machine_has_all_that_llvm_uses_for_it(tvm: Any) -> None:

@@ -221,7 +221,7 @@ def test_compile_uses_the_records(mlc: Command, tuned: Tuned) -> None:
 
 def test_coverage_by_time(mlc: Command, tuned: Tuned, tmp_path: Path) -> None:
     """Times decide where some kernels are tuned and some are not, and stay out of the artifact."""
-    models.save(small_net(64), tmp_path, "net.onnx")
+    models.save(small_net(size=64), tmp_path, "net.onnx")
     dense = [r for r in records_in(tuned.folder) if r.template == "dense_pack.x86"]
     Store(tmp_path / "tuning_logs").append(dense)
 

@@ -431,15 +431,17 @@ def test_a_huge_manifest_is_not_read(path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_another_instruction_set_is_refused(path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"is for x86_64 \(haswell\).* this machine is aarch64"):
+    with pytest.raises(ArtifactError, match=r"haswell \(x86_64 linux\).* it is aarch64 linux$"):
         artifact.load(path, dataclasses.replace(CPU, arch="aarch64"))
+    with pytest.raises(ArtifactError, match=r"cannot run it: it is x86_64 darwin$"):
+        artifact.load(path, dataclasses.replace(CPU, system="darwin"))
 
 
 def test_a_missing_cpu_feature_is_named(path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"lacks: avx2, fma$") as caught:
+    with pytest.raises(ArtifactError, match=r"it lacks avx2, fma$") as caught:
         artifact.load(path, dataclasses.replace(CPU, features=frozenset({"sse2"})))
     assert "--target" in (caught.value.hint or "")
-    with pytest.raises(ArtifactError, match=r"lacks: fma$"):
+    with pytest.raises(ArtifactError, match=r"it lacks fma$"):
         artifact.load(path, dataclasses.replace(CPU, features=frozenset({"sse2", "avx2"})))
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from mlc import cpu
-from mlc.cpu import AARCH64_FEATURES, CODEGEN_FEATURES, X86_FEATURES, parse_cpuinfo, parse_sysctl
+from mlc.cpu import CODEGEN_FEATURES, parse_cpuinfo, parse_hwcap, parse_sysctl
+from mlc.cpu_names import FEATURES, HWCAP, HWCAP2, RENAMES
 
 
 def x86(flags: str) -> frozenset[str]:
@@ -93,9 +95,9 @@ def test_features_of_another_instruction_set_are_not_taken() -> None:
 
 
 def test_every_rename_leads_to_a_codegen_feature() -> None:
-    for arch, known in (("x86_64", X86_FEATURES), ("aarch64", AARCH64_FEATURES)):
-        assert set(cpu._RENAMES[arch].values()) <= known
-    assert CODEGEN_FEATURES == X86_FEATURES | AARCH64_FEATURES
+    for arch, known in FEATURES.items():
+        assert set(RENAMES[arch].values()) <= known
+        assert known <= CODEGEN_FEATURES
 
 
 def test_an_x86_cpu() -> None:
@@ -141,7 +143,66 @@ def test_an_arm_cpu_is_named_by_its_part(
     )
 
 
-@pytest.mark.parametrize("arch", ["x86_64", "aarch64", "riscv64", ""])
+RPI4 = """\
+processor\t: 0
+BogoMIPS\t: 108.00
+Features\t: fp asimd evtstrm crc32 cpuid
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x0
+CPU part\t: 0xd08
+CPU revision\t: 3
+"""
+BOARD_32_BITS = """\
+processor\t: 0
+model name\t: ARMv7 Processor rev 5 (v7l)
+Features\t: half thumb fastmult vfp edsp neon vfpv3 tls vfpv4 idiva idivt vfpd32 lpae evtstrm
+CPU implementer\t: 0x41
+CPU architecture: 7
+CPU part\t: 0xc07
+"""
+
+
+def test_a_raspberry_pi_4() -> None:
+    found = parse_cpuinfo(RPI4, "aarch64")
+    assert found.features == {"fp-armv8", "neon"}
+    assert (found.name, found.arch, found.system) == ("Cortex-A72", "aarch64", "linux")
+
+
+def test_a_board_of_32_bits() -> None:
+    found = parse_cpuinfo(BOARD_32_BITS, "arm")
+    assert found.arch == "arm"
+    assert found.features == FEATURES["arm"]
+    assert parse_cpuinfo(BOARD_32_BITS, "aarch64").features == {"neon"}
+
+
+def test_hwcap_bits_say_what_the_flags_say() -> None:
+    # Numbers of include/uapi/asm/hwcap.h: asimddp is bit 20, sve 22; of the second word, sve2 is
+    # bit 1, i8mm 13, bf16 14, ebf16 32.
+    assert parse_hwcap(1 << 20 | 1 << 22, 0) == {"dotprod", "sve"}
+    assert parse_hwcap(0, 1 << 1 | 1 << 13 | 1 << 14 | 1 << 32) == {"sve2", "i8mm", "bf16"}
+    assert parse_hwcap(0, 0) == frozenset()
+    assert (len(HWCAP), HWCAP[31], HWCAP2[32], HWCAP2[43]) == (32, "pacg", "ebf16", "mops")
+    assert parse_hwcap(2**64 - 1, 2**64 - 1) == FEATURES["aarch64"]
+
+
+def test_on_arm_the_kernel_is_asked_rather_than_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    words = {16: 1 << 1, 26: 1 << 13}
+    library = SimpleNamespace(getauxval=SimpleNamespace())
+
+    def getauxval(kind: int) -> int:
+        return words[kind]
+
+    library.getauxval = getauxval
+    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda _name: library)
+    assert cpu._hwcap_features() == {"neon", "i8mm"}
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    assert cpu._hwcap_features() == frozenset()
+
+
+@pytest.mark.parametrize("arch", ["x86_64", "aarch64", "arm", "riscv64", ""])
 @pytest.mark.parametrize(
     "text", ["", "\n\n", "no colon here", ":::", "model : nonsense\ncpu family :\nflags"]
 )
@@ -162,13 +223,20 @@ def test_apple_silicon() -> None:
     found = parse_sysctl(text, "aarch64")
     assert found.name == "Apple M1"
     assert found.vendor == "Apple"
+    assert found.system == "darwin"
     assert found.cores == 8
     assert found.features == {"dotprod", "fp-armv8", "fullfp16", "lse", "neon", "rcpc-immo"}
 
 
 @pytest.mark.parametrize(
     ("machine", "arch"),
-    [("x86_64", "x86_64"), ("AMD64", "x86_64"), ("arm64", "aarch64"), ("riscv64", "riscv64")],
+    [
+        ("x86_64", "x86_64"),
+        ("AMD64", "x86_64"),
+        ("arm64", "aarch64"),
+        ("armv7l", "arm"),
+        ("riscv64", "riscv64"),
+    ],
 )
 def test_architectures_are_spelled_as_in_triples(
     machine: str, arch: str, monkeypatch: pytest.MonkeyPatch

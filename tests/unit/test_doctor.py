@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 from mlc import doctor
 from mlc.cli.doctor import doctor as doctor_command
+from mlc.cpu import HostCpu
 from mlc.doctor import Check, Package, machine, run_check
 from mlc.errors import TargetError
 
@@ -426,3 +427,53 @@ def test_the_command_exits_with_8_when_a_check_fails(
         "ok": code == 0,
         "checks": [{"name": "box", "status": status, "value": "[bold]v1[/bold]", "advice": advice}],
     }
+
+
+# Another target
+
+
+def cross_checks(name: str) -> dict[str, Check]:
+    return {name: run_check(name, function) for name, function in doctor.cross.checks(name)}
+
+
+def test_a_foreign_target_needs_a_linker_and_an_emulator(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    x86 = HostCpu(
+        arch="x86_64", vendor="x", family=0, model=0, name="x", features=frozenset(), cores=1
+    )
+    monkeypatch.setattr(doctor.cross, "host_cpu", lambda: x86)
+    monkeypatch.setattr("mlc.codegen.link.host_arch", lambda: "x86_64")
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = cross_checks("rpi4")
+    assert found["runs here"].value == "no: rpi4 is aarch64 linux, this machine x86_64 linux"
+    assert (found["linker"].status, found["emulator"].status) == ("fail", "warn")
+    assert "apt-get install g++-aarch64-linux-gnu" in found["linker"].advice
+    assert "apt-get install qemu-user-static" in found["emulator"].advice
+    assert found["runtime library"].status == "ok"
+    assert set(cross_checks("armv7")) == {"runs here", "linker"}
+    assert cross_checks("znver4")["runs here"].value.startswith("no: it lacks avx")
+    for tool in ("aarch64-linux-gnu-g++", "qemu-aarch64-static"):
+        (tmp_path / tool).write_text("#!/bin/sh\necho /sys/root/lib/libc.so.6\n")
+        (tmp_path / tool).chmod(0o755)
+    found = cross_checks("rpi4")
+    assert found["linker"].value == str(tmp_path / "aarch64-linux-gnu-g++")
+    assert found["emulator"].value.endswith("libraries in /sys/root")
+
+
+def test_doctor_refuses_an_unknown_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "CHECKS", ())
+    with pytest.raises(TargetError, match="unknown target 'rpi44'"):
+        doctor.diagnose("rpi44")
+
+
+def test_a_missing_linker_is_exit_code_8(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "CHECKS", ())
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = CliRunner().invoke(doctor_command, ["--target", "apple-m1", "--json"])
+    assert done.exit_code == 8
+    checks = json.loads(done.stdout)["checks"]
+    assert [check["status"] for check in checks if check["name"] == "linker"] == ["fail"]

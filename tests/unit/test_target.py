@@ -14,7 +14,16 @@ from mlc import target as target_module
 from mlc.cli.targets import targets as targets_command
 from mlc.cpu import CODEGEN_FEATURES, HostCpu, parse_cpuinfo
 from mlc.errors import TargetError
-from mlc.target import Target, all_targets, for_cpu, load_target, missing_features, resolve, runs_on
+from mlc.target import (
+    Target,
+    all_targets,
+    for_cpu,
+    is_foreign,
+    load_target,
+    missing_features,
+    resolve,
+    runs_on,
+)
 
 HASWELL = """\
 processor\t: 0
@@ -131,9 +140,38 @@ def test_a_sapphire_rapids_without_amx_falls_back_to_its_predecessor() -> None:
     assert for_cpu(without(cpu, "amx-tile", "amx-int8", "amx-bf16")).name == "icelake-server"
 
 
-def test_a_graviton_is_generic_aarch64_with_its_features(monkeypatch: pytest.MonkeyPatch) -> None:
+def arm_cpu(part: int, *features: str, vendor: str = "ARM", system: str = "linux") -> HostCpu:
+    return replace(
+        ZEN4_CPU,
+        arch="aarch64",
+        vendor=vendor,
+        family=8,
+        model=part,
+        features=frozenset(features),
+        system=system,
+    )
+
+
+@pytest.mark.parametrize(
+    ("cpu", "name"),
+    [
+        (parse_cpuinfo(GRAVITON3, "aarch64"), "graviton3"),
+        (arm_cpu(0xD08, "fp-armv8", "neon"), "rpi4"),
+        (arm_cpu(0xD0B, *resolve("rpi5").features), "rpi5"),
+        (arm_cpu(0xD0C, *resolve("graviton2").features), "graviton2"),
+        (arm_cpu(0xD4F, *resolve("graviton4").features), "graviton4"),
+        (arm_cpu(0xD0B, "fp-armv8", "neon"), "aarch64"),  # a hypervisor hides dotprod
+        (arm_cpu(0xD08, "fp-armv8", "neon", vendor="Ampere"), "aarch64"),
+        (arm_cpu(0xD08, "fp-armv8", "neon", system="darwin"), "aarch64"),
+    ],
+)
+def test_an_arm_host_gets_its_file_or_a_generic_core(cpu: HostCpu, name: str) -> None:
+    assert for_cpu(cpu).name == name
+
+
+def test_an_unknown_arm_core_gets_the_features_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "linux")
-    found = for_cpu(parse_cpuinfo(GRAVITON3, "aarch64"))
+    found = for_cpu(replace(parse_cpuinfo(GRAVITON3, "aarch64"), vendor="unknown"))
     assert found.name == "aarch64"
     assert found.tvm == (
         "llvm -mtriple=aarch64-linux-gnu -mcpu=generic -mattr=+bf16,+complxnum,+dotprod,+flagm,"
@@ -144,9 +182,9 @@ def test_a_graviton_is_generic_aarch64_with_its_features(monkeypatch: pytest.Mon
 
 def test_a_mac_gets_its_own_triple(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "darwin")
-    found = for_cpu(parse_cpuinfo(GRAVITON3, "aarch64"))
-    assert found.triple == "arm64-apple-darwin"
-    assert found.arch == "aarch64"
+    found = for_cpu(arm_cpu(2, "neon", "fp-armv8", vendor="Apple", system="darwin"))
+    assert found.triple == "aarch64-apple-darwin"
+    assert (found.arch, found.system) == ("aarch64", "darwin")
 
 
 def test_an_unknown_instruction_set_is_refused_with_a_way_out() -> None:
@@ -186,7 +224,7 @@ def test_a_wrong_name_comes_back_with_the_nearest(wrong: str, right: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["", "cuda", "rpi4", "cuda -arch=sm_80", "../targets/znver4", "LLVM"]
+    "name", ["", "cuda", "rpi9", "cuda -arch=sm_80", "../targets/znver4", "LLVM"]
 )
 def test_unknown_names_are_refused_with_the_choices(name: str) -> None:
     with pytest.raises(TargetError, match="unknown target") as caught:
@@ -241,13 +279,19 @@ def test_a_raw_string_without_a_triple_is_for_this_kind_of_machine(
         "llvm -mcpu=diamondrapids",
         "llvm -mattr=+avx2",
         "llvm -mcpu=znver4 -mattr=-avx512f",
-        "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a72 -mattr=+neon",
+        "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a57 -mattr=+neon",
     ],
 )
 def test_features_that_only_llvm_knows_are_not_guessed(text: str) -> None:
     found = resolve(text)
     assert found.features == ()
     assert runs_on(replace(found, triple="x86_64-linux-gnu"), ZEN4_CPU) is None
+
+
+def test_a_cpu_means_what_it_is_on_its_instruction_set() -> None:
+    assert resolve("llvm -mtriple=aarch64-linux-gnu -mcpu=generic").features == ("fp-armv8", "neon")
+    assert "vfp3" in resolve("llvm -mtriple=armv7-linux-gnueabihf -mcpu=generic").features
+    assert resolve("llvm -mtriple=armv7-linux-gnueabihf -mcpu=cortex-a72").features == ()
 
 
 @pytest.mark.parametrize(
@@ -303,6 +347,12 @@ def test_code_runs_only_on_its_instruction_set() -> None:
     assert runs_on(resolve("x86-64-v2"), ZEN4_CPU) is True
     assert runs_on(resolve("znver5"), ZEN4_CPU) is False
     assert runs_on(resolve("x86-64-v2"), replace(ZEN4_CPU, arch="aarch64")) is False
+    pi = arm_cpu(0xD08, "fp-armv8", "neon")
+    assert runs_on(resolve("arm64"), pi) is True
+    assert runs_on(resolve("rpi5"), pi) is False
+    assert runs_on(resolve("armv7"), pi) is False
+    assert is_foreign(resolve("apple-m1"), pi)
+    assert not is_foreign(resolve("graviton4"), pi)
 
 
 # The files
@@ -312,14 +362,26 @@ def test_all_targets_are_sorted_and_complete() -> None:
     names = [target.name for target in all_targets()]
     assert names == sorted(names)
     assert {"x86-64-v2", "x86-64-v3", "x86-64-v4", "haswell", "skylake", "znver2"} <= set(names)
+    arm = {"arm64", "rpi4", "rpi5", "graviton2", "graviton3", "graviton4", "apple-m1", "armv7"}
+    assert arm <= set(names)
+
+
+TRIPLES = {
+    "apple-m": "aarch64-apple-macos11",
+    "arm": "aarch64-linux-gnu",
+    "armv": "armv7-linux-gnueabihf",
+    "graviton": "aarch64-linux-gnu",
+    "rpi": "aarch64-linux-gnu",
+}
 
 
 @pytest.mark.parametrize("target", all_targets(), ids=lambda target: target.name)
 def test_each_file_describes_a_usable_target(target: Target) -> None:
-    assert target.triple == "x86_64-linux-gnu"
+    assert target.triple == TRIPLES.get(target.name.rstrip("0123456789"), "x86_64-linux-gnu")
     assert target.name not in target_module.HOST_NAMES
     assert set(target.features) <= CODEGEN_FEATURES
-    assert {"sse2", "x87"} <= set(target.features)
+    always = {"x86_64": {"sse2", "x87"}, "aarch64": {"fp-armv8", "neon"}, "arm": {"neon", "vfp3"}}
+    assert always[target.arch] <= set(target.features)
     assert "\n" not in target.description
     assert len(target.description) <= 100
 

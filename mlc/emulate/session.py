@@ -1,0 +1,112 @@
+"""An artifact for another machine, opened for running in the emulator."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlc.artifact import GRAPH, LIBRARY, WEIGHTS, load, read_manifest
+from mlc.cache import open_cache
+from mlc.emulate import can_emulate
+from mlc.emulate.runner import Runner
+from mlc.errors import RunError, UsageError
+from mlc.events import Notice
+from mlc.model import TensorSpec
+from mlc.runtime.session import check_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from mlc.events import OnEvent
+
+Array = np.ndarray[Any, Any]
+
+
+class EmulatedSession:
+    """A model that can be run, slowly; as much of `mlc.runtime.Session` as `verify` uses."""
+
+    def __init__(self, path: Path, on_event: OnEvent):
+        """Open an artifact, its format and hashes checked.
+
+        CPU features that the emulator lacks are only said: where code does use one of them, the run
+        ends with an illegal instruction, which is an error as well.
+
+        Raises:
+            ArtifactError: it is damaged.
+            UsageError: it is for a kind of machine that is not emulated.
+            MissingToolError: a tool is missing, or the runtime library cannot be fetched.
+        """
+        target = read_manifest(path)["target"]
+        if not can_emulate(target["triple"]):
+            raise UsageError(
+                f"{path} is for {target['triple']}, and --emulate runs 64-bit Arm Linux only",
+                "leave --emulate out on a machine of that kind",
+            )
+        self._runner = Runner(open_cache(), on_event)
+        cpu = self._runner.cpu()
+        missing = set(target["features"]) - cpu.features
+        if missing:
+            text = f"the emulator does not claim to have {', '.join(sorted(missing))}"
+            on_event(Notice(text=f"{text}: code that uses it would fail in it", level="warning"))
+        self._artifact = load(path, replace(cpu, features=cpu.features | missing))
+        self.manifest = self._artifact.manifest
+        signature = self.manifest["signature"]
+        self.inputs = tuple(_spec(entry) for entry in signature["inputs"])
+        self.outputs = tuple(_spec(entry) for entry in signature["outputs"])
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once; return fresh arrays by output name.
+
+        Raises:
+            RunError: an input does not fit, or the emulated run failed.
+        """
+        arrays = check_inputs(self.inputs, inputs)
+        with tempfile.TemporaryDirectory(prefix="mlc-") as name:
+            folder = Path(name)
+            self._write_job(folder, arrays)
+            self._runner.run(name)
+            return {
+                spec.name: _read(folder / f"output{k}.bin", spec)
+                for k, spec in enumerate(self.outputs)
+            }
+
+    def _write_job(self, folder: Path, arrays: list[Array]) -> None:
+        weights = self.manifest["weights"]
+        rows = [f"{len(weights)} {len(arrays)} {len(self.outputs)}"]
+        rows += [f"{entry['storage']} {entry['offset']} {entry['nbytes']}" for entry in weights]
+        (folder / "job.txt").write_text("\n".join(rows) + "\n", encoding="ascii")
+        for member in (LIBRARY, GRAPH, WEIGHTS):
+            (folder / member).write_bytes(self._artifact.members[member])
+        for k, array in enumerate(arrays):
+            (folder / f"input{k}.bin").write_bytes(np.ascontiguousarray(array).tobytes())
+
+    def close(self) -> None:
+        """Delete what was written for the emulator."""
+        self._runner.close()
+
+    def __enter__(self) -> EmulatedSession:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _spec(entry: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(name=entry["name"], shape=tuple(entry["shape"]), dtype=entry["dtype"])
+
+
+def _read(path: Path, spec: TensorSpec) -> Array:
+    data = np.frombuffer(path.read_bytes(), np.dtype(spec.dtype))
+    if data.size != int(np.prod(spec.shape, dtype=np.int64)):
+        raise RunError(f"the emulated run wrote {data.size} values for {spec}")
+    return data.reshape(spec.shape)

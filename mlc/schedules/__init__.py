@@ -1,0 +1,1 @@
+"""Which schedules operators get where TVM's own choice is poor."""

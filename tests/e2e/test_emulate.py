@@ -1,0 +1,104 @@
+"""`mlc compile --target rpi4`, then `mlc verify --emulate`: real code for Arm, run in qemu."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import helper
+
+from mlc.cache import open_cache
+from mlc.emulate import runner, runtime
+from mlc.errors import MissingToolError
+from mlc.events import ignore
+from tests import models
+
+try:
+    TOOLS = runner.find_tools()
+except MissingToolError as error:
+    pytest.skip(f"{error.message}; {error.hint}", allow_module_level=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fetched(environment) -> None:
+    """Fetch the runtime library once; skip where there is no index to fetch it from."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLC_CACHE_DIR", environment["MLC_CACHE_DIR"])
+        try:
+            runtime.library(open_cache(), ignore)
+        except MissingToolError as error:
+            pytest.skip(f"{error.message}: {error.hint}")
+
+
+def odd_convs() -> onnx.ModelProto:
+    """Each kind of convolution that has a schedule of its own, in odd sizes."""
+    weights = {
+        "w1": models.floats(16, 3, 3, 3, seed=1, scale=0.2),
+        "depth": models.floats(16, 1, 3, 3, seed=2, scale=0.2),
+        "groups": models.floats(24, 8, 3, 3, seed=3, scale=0.2),
+        "point": models.floats(20, 24, 1, 1, seed=4, scale=0.2),
+        "wide": models.floats(20, 20, 3, 3, seed=5, scale=0.1),
+        "up": models.floats(20, 6, 2, 2, seed=7, scale=0.2),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], "a", pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("Conv", ["a", "depth"], ["b"], "b", group=16, pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["b"], ["r"], "r"),
+        helper.make_node("Conv", ["r", "groups"], ["c"], "c", group=2, pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["c", "point"], ["d"], "d"),
+        helper.make_node("Conv", ["d", "wide"], ["e"], "e", pads=[2, 2, 2, 2], dilations=[2, 2]),
+        helper.make_node("ConvTranspose", ["e", "up"], ["f"], "f", strides=[2, 2]),
+    ]
+    return models.model(nodes, {"x": [1, 3, 15, 13]}, ["f"], weights)
+
+
+def checked(mlc, folder: Path, proto: onnx.ModelProto, target: str) -> dict:
+    models.save(proto, folder, "net.onnx")
+    said = mlc("compile", "net.onnx", "--target", target, cwd=folder)
+    assert "mlc verify" in said.stderr
+    assert "no (this machine cannot run it)" in said.stdout
+    done = mlc("verify", "net.mlc", "net.onnx", "--emulate", "--json", "--rounds", 2, cwd=folder)
+    result = json.loads(done.stdout)
+    assert result["passed"]
+    assert result["rounds"] == 2
+    assert all(check["cosine"] > 0.999999 for check in result["outputs"])
+    return result
+
+
+@pytest.mark.parametrize("target", ["rpi4", "graviton3"])
+def test_two_networks_agree_with_onnx_runtime(mlc, tmp_path, target):
+    checked(mlc, tmp_path, models.conv_net(channels=16, size=17), target)
+    checked(mlc, tmp_path, odd_convs(), target)
+
+
+def test_a_wrong_result_is_a_mismatch(mlc, tmp_path):
+    models.save(models.conv_net(), tmp_path, "net.onnx")
+    other = models.conv_net()
+    changed = onnx.numpy_helper.from_array(models.floats(5, seed=99), "b3")
+    next(t for t in other.graph.initializer if t.name == "b3").CopyFrom(changed)
+    models.save(other, tmp_path, "other.onnx")
+    mlc("compile", "net.onnx", "--target", "rpi4", cwd=tmp_path)
+    done = mlc("verify", "net.mlc", "other.onnx", "--emulate", cwd=tmp_path, check_code=9)
+    assert "MISMATCH" in done.stdout
+
+
+def test_what_cannot_be_emulated_is_refused(mlc, tmp_path, conv):
+    done = mlc("verify", conv.artifact, conv.model, "--emulate", cwd=tmp_path, check_code=2)
+    assert "64-bit Arm Linux only" in done.stderr
+
+
+def test_without_emulate_it_says_how(mlc, tmp_path):
+    models.save(models.conv_net(), tmp_path, "net.onnx")
+    mlc("compile", "net.onnx", "--target", "rpi4", cwd=tmp_path)
+    done = mlc("verify", "net.mlc", "net.onnx", cwd=tmp_path, check_code=7)
+    assert "rpi4 (aarch64 linux), and this machine cannot run it" in done.stderr
+
+
+def test_doctor_knows_what_it_takes(mlc, tmp_path):
+    done = mlc("doctor", "--target", "rpi4", "--json", cwd=tmp_path)
+    rows = {row["name"]: row for row in json.loads(done.stdout)["checks"]}
+    assert rows["emulator"]["status"] == "ok"
+    assert TOOLS.emulator in rows["emulator"]["value"]
+    assert rows["linker"]["value"].endswith("aarch64-linux-gnu-g++")
