@@ -56,6 +56,8 @@ def tvm() -> Any:
         )
     for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Whoever asks for a strategy or a template comes through here, forked workers inherit it.
+    importlib.import_module("mlc.schedules").install()
     return module
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from mlc.passes.fold import fold_module
 from mlc.passes.horizontal import combine_batch_matmul, combine_conv2d, combine_dense
 from mlc.passes.layout import alter_layout
+from mlc.passes.pack import pack_dense
 from mlc.passes.scale import fold_backward, fold_forward
 
 Run = Callable[[Any], Any]
@@ -94,7 +95,9 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="flatten-atrous-conv", stage="relay", level=2, needs=("nn.batch_to_space_nd",), run=_relay("FlattenAtrousConv"),
          help="space-to-batch, conv, batch-to-space become one dilated convolution"),
     Pass(name="alter-layout", stage="relay", level=3, run=alter_layout,
-         help="convolutions to blocked NCHWc, dense weights packed by the vector width"),
+         help="convolutions to blocked NCHWc"),
+    Pass(name="pack-dense-weights", stage="relay", level=3, needs=("nn.dense",), run=pack_dense,
+         help="constant weights of dense layers to panels as wide as the register tile"),
     Pass(name="fold-packed-weights", stage="relay", level=1, run=fold_module,
          help="evaluate the layout transforms of weights"),
     Pass(name="fuse-operators", stage="relay", level=1, run=_relay("FuseOps", 2),
