@@ -2,49 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlc.passes.fold import relayout
 from mlc.passes.rewrite import rewrite_main
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def pack_dense(module: Any) -> Any:
     """Turn each `nn.dense` with constant weights that our template takes into `mlc.dense_packed`.
 
-    The panels are as wide as the config in the current dispatch context says. Weights that several
-    layers share are packed once for each width. Others are left to the templates, which pack at
-    run time.
+    The panels are as wide as the config in the current dispatch context says. Equal layers are asked
+    about once, and weights that several layers share are packed once for each width. Other layers
+    are left as they are: their templates pack at run time.
     """
-    known: dict[Any, Any] = {}
+    widths: dict[str, int] = {}
+    packed: dict[tuple[int, int], Any] = {}
 
     def on_call(call: Any, args: Sequence[Any]) -> Any:
         from tvm import ir, relay
 
+        from mlc.schedules import dense
+
         if not isinstance(call.op, ir.Op) or call.op.name != "nn.dense":
             return None
-        if not isinstance(args[1], relay.Constant):
+        data, weight = args
+        if not isinstance(weight, relay.Constant):
             return None
-        key = tuple((tuple(map(int, t.checked_type.shape)), t.checked_type.dtype) for t in call.args)
-        kinds = (*key, call.checked_type.dtype)
-        if kinds not in known:
-            known[kinds] = _columns(call)
-        return _packed(args, known[kinds], known) if known[kinds] else None
+        kinds = str([node.checked_type for node in (*call.args, call)])
+        if kinds not in widths:
+            widths[kinds] = _columns(call)
+        columns = widths[kinds]
+        if columns == 0:
+            return None
+        key = (weight.handle.value, columns)
+        if key not in packed:
+            packed[key] = _in_panels(weight, columns)
+        return dense.packed(data, packed[key], int(weight.data.shape[0]))
 
     return rewrite_main(module, on_call)
 
 
-def _packed(args: Sequence[Any], columns: int, done: dict[Any, Any]) -> Any:
+def _in_panels(weight: Any, columns: int) -> Any:
+    """Return constant weights [n, k] as a constant [n / columns, k, columns], zeros behind n."""
     from tvm import nd, relay
 
-    from mlc.schedules import dense
-
-    data, weight = args
-    key = (weight.handle.value, columns)
-    if key not in done:
-        panels = relayout(weight.data.numpy(), "NK", f"NK{columns}n")
-        done[key] = (relay.Constant(nd.array(panels)), weight)  # held: a handle may be used again
-    return dense.packed(data, done[key][0], int(weight.data.shape[0]))
+    return relay.Constant(nd.array(relayout(weight.data.numpy(), "NK", f"NK{columns}n", pad=True)))
 
 
 def _columns(call: Any) -> int:

@@ -19,9 +19,8 @@ conditions; what lies outside C is not stored.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import te, tir
 from tvm.autotvm.task.space import OtherOptionEntity
@@ -29,6 +28,9 @@ from tvm.target.x86 import get_simd_32bit_lanes
 from tvm.topi.utils import get_const_tuple, traverse_inline
 
 from mlc.schedules.tails import MARK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 DTYPE = "float32"
 PLEVEL = 12  # before TVM's templates (5 and 10), behind libraries that a target asks for (13 to 15)
@@ -43,13 +45,15 @@ _VECTORS = (1, 2, 3, 4, 6, 8)
 _UNROLL = (1, 2, 4, 8)
 _ORDERS = ("rows", "columns")
 
+_CACHE_BYTES = 16 << 20  # of the last level that a process may hope for
 _SERIAL_FLOPS = 1 << 18  # about a microsecond: waking the other threads takes longer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One product C[m, n] = sum over k of A[m, k] W[n, k], done `batch` times; `lanes` floats make
-    a vector of the target, which has `registers` of them.
+    """One product C[m, n] = sum over k of A[m, k] W[n, k], done `batch` times.
+
+    `lanes` floats make a vector of the target, which has `registers` of them.
     """
 
     batch: int = 1
@@ -114,7 +118,7 @@ def define(cfg: Any, known: Problem, *, in_place: bool = False) -> None:
         tile = default_tile(known, in_place=in_place)
         cfg["tile"] = OtherOptionEntity(tile)
         cfg["unroll"] = OtherOptionEntity(min(4, known.k))
-        cfg["order"] = OtherOptionEntity(default_order(known, tile))
+        cfg["order"] = OtherOptionEntity(default_order(known))
     cfg.add_flop(known.flops)
 
 
@@ -135,7 +139,7 @@ def modelled_cycles(known: Problem, rows: int, vectors: int) -> float:
     """Return the cycles that one step of k takes, summed over the tiles of C.
 
     A core starts two multiply-adds and two loads a cycle; a multiply-add takes four, so that fewer
-    than eight accumulators wait for each other; and a row of W comes from L2 at 32 bytes a cycle.
+    than eight accumulators wait for each other; and a row of W comes from L2 or L3 at 16 bytes a cycle.
     Eight threads are assumed to share the tiles, the last round of them perhaps not full.
     """
     products, loads = rows * vectors / 2, (rows + vectors) / 2
@@ -143,16 +147,16 @@ def modelled_cycles(known: Problem, rows: int, vectors: int) -> float:
     down, across = known.tiles(rows, vectors)
     tiles = known.batch * down * across
     rounds = -(-tiles // 8) * 8 if tiles > 8 else tiles
-    return rounds * max(products, loads, 4, bytes_of_w / 32)
+    return rounds * max(products, loads, 4, bytes_of_w / 16)
 
 
-def default_order(known: Problem, tile: list[int]) -> str:
-    """Return the order of tiles that reads fewer bytes from behind the caches.
+def default_order(known: Problem) -> str:
+    """Return "rows" (a block of A stays in L1, W streams from L2 or L3) unless W fits no cache.
 
-    Across first, every row of tiles reads all of W; down first, every column of tiles reads all of A.
+    Then each panel of W is used for all rows while it is in L2. Where both fit, rows first was as
+    fast or up to 10 % faster.
     """
-    down, across = known.tiles(*tile)
-    return "rows" if down * known.n * known.k < across * known.m * known.k else "columns"
+    return "columns" if 4 * known.n * known.k > _CACHE_BYTES else "rows"
 
 
 def product(

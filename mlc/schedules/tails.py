@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import tvm
 from tvm import arith, tir
 
 MARK = "whole_tiles"
@@ -42,9 +43,13 @@ def _visit(statement: Any) -> Any:
     if not conditions:
         return nest
     ranges = _ranges(nest)
-    whole = [_for_all(condition, ranges) for condition in conditions]
-    if any(test is None for test in whole):
-        return nest
+    whole: list[Any] = []
+    for condition in conditions:
+        test = _for_all(condition, ranges)
+        if test is None:
+            return nest
+        if not any(tvm.ir.structural_equal(test, other) for other in whole):
+            whole.append(test)
     test = functools.reduce(tir.And, whole)
     return tir.IfThenElse(test, _renamed(_without_conditions(nest)), nest)
 
