@@ -24,7 +24,6 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from mlc.errors import MissingToolError
-from mlc.schedules import arm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +56,8 @@ def tvm() -> Any:
         )
     for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    arm.install()
+    # Whoever asks for a strategy or a template comes through here, forked workers inherit it.
+    importlib.import_module("mlc.schedules").install()
     return module
 
 

@@ -221,9 +221,11 @@ def _matmul(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     else:
         left3 = relay.reshape(_broadcast_lead(left, a, lead), [-1, *a[-2:]])
         right3 = relay.reshape(_broadcast_lead(right, b, lead), [-1, *b[-2:]])
-        # TVM's x86 schedule packs the second operand itself only in the NT form.
-        right3 = relay.transpose(right3, [0, 2, 1])
-        out = relay.nn.batch_matmul(left3, right3, out_dtype=kind.dtype)
+        # Our template reads [k, n] as it lies; TVM's x86 schedule, for other types, wants [n, k].
+        turned = kind.dtype != "float32"
+        if turned:
+            right3 = relay.transpose(right3, [0, 2, 1])
+        out = relay.nn.batch_matmul(left3, right3, out_dtype=kind.dtype, transpose_b=turned)
         whole = [*lead, a[-2], b[-1]]
     final = [*lead, *rows, *columns]
     return out if whole == final and len(whole) == len(a) == 2 else relay.reshape(out, final)

@@ -191,11 +191,11 @@ def _layout_transform(operands: Sequence[Any], attrs: Any, _kind: Any) -> Any:
     return relayout(operands[0], str(attrs.src_layout), str(attrs.dst_layout))
 
 
-def relayout(array: Array, source: str, target: str) -> Array | None:
+def relayout(array: Array, source: str, target: str, *, pad: bool = False) -> Array | None:
     """Return `array` moved from one TVM layout to another, such as OIHW to OIHW16i16o.
 
-    A capital letter is an axis, a number with a small letter a block split off it. None when an
-    axis does not divide by its blocks (TVM would pad).
+    A capital letter is an axis, a number with a small letter a block split off it. An axis that does
+    not divide by its blocks is filled up with zeros with `pad`; without, the answer is None.
     """
     letters = sorted(set(re.findall("[A-Z]", source)))
     if letters != sorted(set(re.findall("[A-Z]", target))):
@@ -204,13 +204,18 @@ def relayout(array: Array, source: str, target: str) -> Array | None:
     sizes = dict.fromkeys(letters, 1)
     for (letter, _), size in zip(_axes(source), array.shape, strict=True):
         sizes[letter] *= size
+    merged = merged.reshape([sizes[letter] for letter in letters])
     split: list[int] = []
+    padding: list[tuple[int, int]] = []
     for letter in letters:
         blocks = [block for name, block in _axes(target) if name == letter and block]
         count = int(np.prod(blocks, dtype=np.int64))
-        if sizes[letter] % count:
+        if sizes[letter] % count and not pad:
             return None
-        split += [sizes[letter] // count, *blocks]
+        padding.append((0, -sizes[letter] % count))
+        split += [-(-sizes[letter] // count), *blocks]
+    if any(behind for _, behind in padding):
+        merged = np.pad(merged, padding)
     order = np.argsort(_grouped(target, letters))
     return np.ascontiguousarray(merged.reshape(split).transpose(order))
 

@@ -14,6 +14,7 @@ from typing import Any
 from mlc.passes.fold import fold_module
 from mlc.passes.horizontal import combine_batch_matmul, combine_conv2d, combine_dense
 from mlc.passes.layout import alter_layout
+from mlc.passes.pack import pack_dense
 from mlc.passes.scale import fold_backward, fold_forward
 
 Run = Callable[[Any], Any]
@@ -94,7 +95,9 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="flatten-atrous-conv", stage="relay", level=2, needs=("nn.batch_to_space_nd",), run=_relay("FlattenAtrousConv"),
          help="space-to-batch, conv, batch-to-space become one dilated convolution"),
     Pass(name="alter-layout", stage="relay", level=3, run=alter_layout,
-         help="convolutions to blocked NCHWc, dense weights packed by the vector width"),
+         help="convolutions to blocked NCHWc"),
+    Pass(name="pack-dense-weights", stage="relay", level=3, needs=("nn.dense",), run=pack_dense,
+         help="constant weights of dense layers to panels as wide as the register tile"),
     Pass(name="fold-packed-weights", stage="relay", level=1, run=fold_module,
          help="evaluate the layout transforms of weights"),
     Pass(name="fuse-operators", stage="relay", level=1, run=_relay("FuseOps", 2),
@@ -102,13 +105,15 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="wrap-operators", stage="relay", level=0, run=_relay("FuseOps", 0),
          help="-O0 only: every operator its own kernel"),
     Pass(name="tile", stage="schedule", level=0, knobs="tile_ic, tile_oc, tile_ow, tile_oh, "
-         "tile_x, tile_y, tile_k", help="block loops for registers and caches"),
-    Pass(name="vectorize", stage="schedule", level=1, knobs="tile_oc, tile_x (innermost size)",
+         "tile, order", help="block loops for registers and caches"),
+    Pass(name="vectorize", stage="schedule", level=1, knobs="tile_oc (innermost size), tile",
          help="mark the innermost output loop as vector lanes"),
-    Pass(name="unroll", stage="schedule", level=0, knobs="unroll_kw, tile_k",
+    Pass(name="unroll", stage="schedule", level=0, knobs="unroll_kw, unroll",
          help="mark short kernel and reduction loops for unrolling"),
     Pass(name="parallelize", stage="schedule", level=0,
          help="mark the outermost blocks as parallel over the thread pool"),
+    Pass(name="mlc.version_loops", stage="tir", level=0,
+         help="write marked loops twice: for whole tiles without conditions, for partial ones with"),
     Pass(name="tir.LoopPartition", stage="tir", level=0,
          help="split off the tail of loops with likely conditions"),
     Pass(name="tir.VectorizeLoop", stage="tir", level=1,

@@ -30,6 +30,8 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "dense_pack.x86": ("MK", "NK", "MN"),
     "dense_nopack.x86": ("MK", "NK", "MN"),
     "batch_matmul.x86": ("BMK", "BNK", "BMN"),
+    "dense_mlc.x86": ("MK", "NK", "MN"),
+    "batch_matmul_mlc.x86": ("BMK", "BKN", "BMN"),
 }
 # (logical layout, rank of the kernel's argument): the argument's layout, blocks from its shape.
 _BLOCKED = {
@@ -99,7 +101,7 @@ def _pack(free: list[tuple[str, Array]], shape: tuple[int, ...]) -> Array | None
         layout = _layout(plain, shape)
         if layout is None or len(plain) != array.ndim:
             continue
-        packed = relayout(array, plain, layout)
+        packed = relayout(array, plain, layout, pad=True)
         if packed is not None and packed.shape == shape:
             del free[position]
             return packed

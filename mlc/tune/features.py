@@ -182,9 +182,14 @@ def _split_row(size: Sequence[int], length: int) -> list[float]:
 
 
 def _flat_row(name: str, entity: Any, position: int) -> list[float]:
-    """Return AutoTVM's own numbers for a knob's choice; its position where they are no numbers."""
+    """Return AutoTVM's own numbers for a knob's choice; its position where they are no numbers.
+
+    Of a list of sizes (our templates' `tile`): log2 of each, then of their product, the accumulators.
+    """
     from tvm.autotvm.task.space import ConfigEntity
 
+    if isinstance(getattr(entity, "val", None), (list, tuple)):
+        return [math.log2(size) for size in (*entity.val, math.prod(entity.val))]
     try:
         flat = ConfigEntity(0, None, {name: entity}, []).get_flatten_feature()
     except (TypeError, ValueError):

@@ -501,7 +501,7 @@ def test_only_kernels_whose_configs_changed_are_compiled_again(
     model, cache = load(two_layers()), Cache(tmp_path / "cache")
     settings = settings_for(tvm)
     first = compile_all(jobs_of(load(two_layers()), settings), settings, cache, 1, ignore)
-    dense = settings.dispatch.tuned(asked_by(first)["dense_pack.x86"])
+    dense = settings.dispatch.tuned(asked_by(first)["dense_mlc.x86"])
     assert len(dense) == 1
     assert len(asked_by(first)["conv2d_NCHWc.x86"]) >= 2
 
@@ -587,7 +587,7 @@ def dense_workload(load: Any, tvm: Any) -> str:
     settings = settings_for(tvm)
     jobs = jobs_of(load(two_layers()), settings)
     made = compile_all([j for j in jobs if "dense" in j.symbol], settings, Cache(None), 1, ignore)
-    return str(settings.dispatch.tuned(asked_by(made)["dense_pack.x86"])[0])
+    return str(settings.dispatch.tuned(asked_by(made)["dense_mlc.x86"])[0])
 
 
 def test_the_fastest_record_that_fits_is_taken(dense_workload: str, tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ def tasks(tvm: Any, quick_target: str) -> dict[str, Any]:
         ("dense_pack.x86", [tensor(5, 33), tensor(14, 33), None, "float32"]),
         ("dense_nopack.x86", [tensor(5, 33), tensor(14, 33), None, "float32"]),
         ("batch_matmul.x86", [tensor(3, 5, 7), tensor(3, 4, 7), (3, 5, 4), "float32", False, True]),
+        ("dense_mlc.x86", [tensor(5, 33), tensor(14, 33), 14]),
+        ("batch_matmul_mlc.x86", [tensor(3, 5, 7), tensor(3, 7, 4), False, False]),
     ]
     target = tvm.target.Target(quick_target)
     return {name: autotvm.task.create(name, args, target=target) for name, args in rows}
@@ -198,7 +200,8 @@ def test_flushing_the_caches_works_too(tasks: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("template", ["conv2d_NCHWc.x86", "depthwise_conv2d_NCHWc.x86",
-                                      "dense_pack.x86", "dense_nopack.x86", "batch_matmul.x86"])  # fmt: skip
+                                      "dense_pack.x86", "dense_nopack.x86", "batch_matmul.x86",
+                                      "dense_mlc.x86", "batch_matmul_mlc.x86"])  # fmt: skip
 def test_right_kernels_pass_the_check(
     measurer: Measurer, tasks: dict[str, Any], template: str
 ) -> None:

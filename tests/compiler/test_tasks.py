@@ -109,7 +109,7 @@ def test_calls_are_counted(dense: Built) -> None:
     }
     layer = by_shape["2x16 16x16"]
     assert 2 * 2 * 16 * 16 <= layer.flops <= 2 * 2 * 16 * 16 + 2 * 16  # of one call, relu included
-    assert layer.template == "dense_pack.x86"
+    assert layer.template == "dense_mlc.x86"
 
 
 def test_convolutions_are_in_their_logical_layout(conv: Built) -> None:
@@ -118,7 +118,7 @@ def test_convolutions_are_in_their_logical_layout(conv: Built) -> None:
         "1x8 5x8",
         "1x8x9x9 8x8x3x3",
     ]
-    assert {task.template for task in found(conv)} == {"conv2d_NCHWc.x86", "dense_pack.x86"}
+    assert {task.template for task in found(conv)} == {"conv2d_NCHWc.x86", "dense_mlc.x86"}
 
 
 def test_no_tasks(plain: Built) -> None:
@@ -207,7 +207,7 @@ def test_the_hash_covers_the_folder(
 
 
 def task(number: int) -> Task:
-    template = "conv2d_NCHWc.x86" if number < 3 else "dense_pack.x86"
+    template = "conv2d_NCHWc.x86" if number < 3 else "dense_mlc.x86"
     return Task(key=json.dumps([template, number]), calls=1, flops=1)
 
 
@@ -403,7 +403,8 @@ def test_equal_layers_share_a_record(
     build: Build, chosen: Target, dense: Built, tmp_path: Path
 ) -> None:
     layer = next(one for one in found(dense) if one.calls == 2)
-    config = config_with(layer.key, chosen, "tile_x", 4)
+    space = autotvm_task(layer.key, tvm_target(chosen, 3)).config_space
+    config = space.get(len(space) - 1).to_json_dict()
     Store(tmp_path).append([record_for(layer, chosen, config)])
     facts = tuning(build(dense_net(), tmp_path))
     assert facts["share_of_flops"]["tuned"] == pytest.approx(layer.share, abs=0.01)
@@ -484,7 +485,7 @@ def test_a_named_folder_that_is_missing(tmp_path: Path, chosen: Target) -> None:
 
 
 def test_the_state_changes_with_the_logs(chosen: Target, tmp_path: Path) -> None:
-    one = Task(key='["dense_pack.x86",1]', calls=1, flops=1)
+    one = Task(key='["dense_mlc.x86",1]', calls=1, flops=1)
     record = record_for(one, chosen, {"index": 3, "code_hash": None, "entity": []})
     store = Store(tmp_path)
     states = [applied.state(str(tmp_path))]

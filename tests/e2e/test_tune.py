@@ -79,7 +79,7 @@ def test_the_report(tuned: Tuned) -> None:
     report = tuned.report
     assert (report["measured"], report["known"]) == (TRIALS, 0)
     assert sum(task["trials"] for task in report["tasks"]) == TRIALS
-    assert {task["template"] for task in report["tasks"]} == {"conv2d_NCHWc.x86", "dense_pack.x86"}
+    assert {task["template"] for task in report["tasks"]} == {"conv2d_NCHWc.x86", "dense_mlc.x86"}
     assert report["model"]["before"] > 0
     assert report["model"]["after"] > 0
     assert report["logs"] == str(tuned.folder / "tuning_logs")
@@ -186,12 +186,12 @@ def test_a_run_that_was_killed_before_its_choice(
     models.save(small_net(), tmp_path, "net.onnx")
     trials = [record for record in records_in(tuned.folder) if not record.chosen]
     Store(tmp_path / "tuning_logs").append(trials)
-    known = [record for record in trials if record.template == "dense_pack.x86"]
+    known = [record for record in trials if record.template == "dense_mlc.x86"]
     done = mlc("tune", "--tasks", "dense", "--trials", len(known), "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["measured"] == 0
     (choice,) = [record for record in records_in(tmp_path) if record not in trials]
     assert choice.chosen
-    assert choice.template == "dense_pack.x86"
+    assert choice.template == "dense_mlc.x86"
 
 
 def test_list(mlc: Command, tuned: Tuned) -> None:

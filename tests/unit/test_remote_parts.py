@@ -26,7 +26,7 @@ from mlc.tune.farm import Farm, find
 from mlc.tune.remote import RemoteMeasurer
 from mlc.tune.roster import Roster
 from mlc.tune.trial import Settings
-from tests.unit.test_rpc import framed, scripted
+from tests.unit.test_rpc_parts import framed, scripted
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
 
