@@ -109,17 +109,20 @@ def kernel(task: Any, index: int | None) -> Candidate | None:
     from tvm import autotvm
     from tvm.autotvm.task.space import FallbackConfigEntity
 
-    from mlc.tune.trial import compile_in_memory, random_values, shape_of, to_tvm
+    from mlc.tune.place import Here, random_values
+    from mlc.tune.trial import compile_kernel, shape_of
 
     config = FallbackConfigEntity() if index is None else task.config_space.get(index)
     autotvm.GLOBAL_SCOPE.in_tuning = True
     try:
         with task.target:
             schedule, tensors = task.instantiate(config)
-        module = compile_in_memory(schedule, tensors, task.target)
+        module = Here().finish(compile_kernel(schedule, tensors, task.target))
     except Exception:  # noqa: BLE001 - a config may break TVM's schedules in any way
         return None
-    arrays = [to_tvm(random_values(shape_of(t), t.dtype, seed)) for seed, t in enumerate(tensors)]
+    arrays = [
+        Here().tensor(random_values(shape_of(t), t.dtype, seed)) for seed, t in enumerate(tensors)
+    ]
 
     def run(calls: int) -> float:
         return float(module.time_evaluator("candidate", tvm.cpu(0), number=calls)(*arrays).mean)

@@ -2,7 +2,7 @@
 
 The layers of loops are those of Goto and van de Geijn, "Anatomy of High-Performance Matrix
 Multiplication" (ACM TOMS 34(3), 2008), and of BLIS (Van Zee and van de Geijn, ACM TOMS 41(3), 2015),
-without their blocking over K and their packing of A: measured up to K = 4096 a panel of W streams from
+without their blocking over K and their packing of A: measured up to K = 2048 a panel of W streams from
 L2 fast enough, and both only cost.
 
     for each tile (rows x columns) of C, in parallel:      rows = tile[0], columns = tile[1] * lanes

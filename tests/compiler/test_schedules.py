@@ -25,8 +25,9 @@ from mlc.passes.fold import relayout
 from mlc.passes.run import optimize
 from mlc.tune.dispatch import dispatch_context
 from mlc.tune.features import FeatureTable
+from mlc.tune.place import Here
 from mlc.tune.tasks import template_hash
-from mlc.tune.trial import compile_in_memory, shape_of, to_tvm
+from mlc.tune.trial import compile_kernel, shape_of
 from tests import models
 from tests.compiler.conftest import calls_of
 
@@ -83,18 +84,18 @@ def run(task: Any, config: Any, *inputs: np.ndarray) -> np.ndarray:
     """Build a candidate and run it; weights are packed as it wants them."""
     with task.target:
         schedule, tensors = task.instantiate(config)
-    module = compile_in_memory(schedule, tensors, task.target)
+    module = Here().finish(compile_kernel(schedule, tensors, task.target))
     given, arguments, result = list(inputs), [], None
     for wanted in tensors:
         shape = shape_of(wanted)
         if type(wanted.op).__name__ != "PlaceholderOp":
-            result = to_tvm(np.full(shape, np.nan, np.float32))
+            result = Here().tensor(np.full(shape, np.nan, np.float32))
             arguments.append(result)
             continue
         array = given.pop(0)
         if array.shape != shape:
             array = relayout(array, "NK", f"NK{shape[-1]}n", pad=True)
-        arguments.append(to_tvm(array))
+        arguments.append(Here().tensor(array))
     module.get_function("candidate")(*arguments)
     return result.numpy()
 
