@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _HEARTBEAT_S = 5.0
+_PIPED = 160  # characters in a line of a table that goes to a file or another program
 
 
 def reporter(json_mode: bool, quiet: bool = False) -> events.OnEvent:
@@ -68,10 +70,11 @@ class _Lines:
 
 
 def console() -> Console:
-    """Return the console for results, on stdout."""
+    """Return the console for results, on stdout; what is piped gets lines that are long enough."""
     from rich.console import Console
 
-    return Console(file=sys.stdout, highlight=False, soft_wrap=False)
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _PIPED
+    return Console(file=sys.stdout, highlight=False, soft_wrap=False, width=width)
 
 
 def size(count: float) -> str:

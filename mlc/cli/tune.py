@@ -15,6 +15,8 @@ import click
 from mlc.errors import Interrupted, UsageError
 from mlc.options import OPT_LEVELS, TuneOptions
 
+_WIDE = 120  # characters, from which a table of tasks shows everything
+_ONLY_WIDE = ("shapes", "GFLOP/s", "output")
 DEFAULTS = {field.name: field.default for field in fields(TuneOptions)}
 
 
@@ -227,19 +229,23 @@ def _show_report(found: dict[str, Any]) -> None:
         "of peak",
         "output",
     )
-    for column in columns:
+    wide = console().width >= _WIDE
+    shown = [column for column in columns if wide or column not in _ONLY_WIDE]
+    for column in shown:
         left = column in ("task", "shapes", "output")
-        table.add_column(column, justify="left" if left else "right", no_wrap=column == "task")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "shapes")
     for task in found["tasks"]:
         before, after = task["untuned"], task["best"]
         speed = task["flops"] / after / 1e9 if after else None
-        table.add_row(
+        cells = (
             task["id"], task["shapes"], str(task["calls"]), str(task["trials"]),
             f"{before * 1e6:.1f}" if before else "", f"{after * 1e6:.1f}" if after else "",
             f"{before / after:.2f}x" if before and after else "",
             f"{speed:.1f}" if speed else "", share_of(speed, found.get("peak_gflops")),
             task["checked"],
         )  # fmt: skip
+        row = dict(zip(columns, cells, strict=True))
+        table.add_row(*(row[column] for column in shown))
     console().print(table)
     model = found["model"]
     if model:

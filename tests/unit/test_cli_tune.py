@@ -294,6 +294,19 @@ def test_interrupted(child: Child, folder: Path, monkeypatch: pytest.MonkeyPatch
     assert result.exception.hint == "continue with `mlc tune 'my net.onnx' --trials 9`"
 
 
+@pytest.mark.parametrize("columns", ["80", None])
+def test_the_table_fits_a_narrow_terminal_and_is_whole_in_a_pipe(
+    child: Child, folder: Path, monkeypatch: pytest.MonkeyPatch, columns: str | None
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    out = ask("net.onnx").stdout
+    row = next(line for line in out.splitlines() if TASK["id"] in line).split()
+    assert ("GFLOP/s" in out, "agrees" in row) == (not columns, not columns)
+    assert {TASK["id"], "2", "6", "2.0", "1.0", "2.00x", "25%"} <= set(row)
+
+
 def test_the_share_of_the_peak(child: Child, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     out = ask("net.onnx").stdout
