@@ -113,12 +113,18 @@ class Scheduler:
         """Trials reported or out."""
         return sum(state.trials for state in self.states.values()) + sum(self._out.values())
 
+    @property
+    def finished(self) -> bool:
+        """Whether no trial is left, or no task that one could go to."""
+        live = any(self._is_live(state) for state in self.states.values())
+        return self.spent >= self.trials or not live
+
     def next(self) -> tuple[str, int] | None:
         """Return a task and how many trials it gets; None when none is worth or left to give."""
+        if self.finished:
+            return None
         left = self.trials - self.spent
         live = [state for state in self.states.values() if self._is_live(state)]
-        if left <= 0 or not live:
-            return None
         fresh = [state for state in live if self._used(state) < self._seeds]
         if fresh:
             chosen, count = max(fresh, key=self._weight), self._seeds

@@ -67,10 +67,12 @@ def tune_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
             limit = peak.peak_gflops(subject.chosen, subject.device.threads, open_cache())
         run = Run(subject, on_event)
         on_event(Baseline(model=subject.seconds, known=run.scheduler.spent, peak_gflops=limit))
-        with run.measurer:
-            run.measure()
-            candidates = run.candidates() if options.trials else models.predicted(run)
-            choices = choose_winners(run, candidates)
+        choices = []
+        if run.has_work():
+            with run.measurer:
+                run.measure()
+                candidates = run.candidates() if options.trials else models.predicted(run)
+                choices = choose_winners(run, candidates)
         report = run.report(choices)
         report["trust"] = {
             template: asdict(found) if found else None
@@ -181,6 +183,12 @@ class Run:
             self.progress.seen[task.key] = set(known)
             costs = [record.cost if record.ok else None for record in known.values()]
             self.scheduler.report(task.key, costs)
+
+    def has_work(self) -> bool:
+        """Whether there is anything to measure or to choose; finding out costs nothing."""
+        if self.subject.options.trials == 0:
+            return True
+        return not self.scheduler.finished or bool(self.undecided)
 
     def measure(self) -> None:
         """Run the loop until trials or budget are spent.

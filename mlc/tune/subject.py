@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlc import artifact, driver, target
-from mlc.cache import open_cache
+from mlc.cache import key_of, open_cache
 from mlc.errors import TuningError, UsageError
 from mlc.options import CompileOptions, TuneOptions
 from mlc.tune import baseline
@@ -80,15 +81,13 @@ def prepare(options: TuneOptions, folder: Path, on_event: OnEvent) -> Subject:
     """
     farm = find(options, on_event)
     device = measuring_device(options, farm)
-    chosen, threads = device.target, device.threads
+    chosen = device.target
     built = build_with(options, chosen, lambda _key: None, on_event)
     untuned = folder / "untuned.mlc"
     artifact.save(built.contents, untuned)
     seconds: dict[str, float] = {}  # this machine may be unable to run code for the device
     if farm is None:
-        seconds = driver.timed(
-            "profile", on_event, lambda: baseline.kernel_seconds(untuned, threads, _PROFILE_S)
-        )
+        seconds = driver.timed("profile", on_event, lambda: kernel_seconds(untuned, device))
     tasks = tasks_of(built.library.kernels, built.library.plan.calls, built.dispatch, seconds)
     if not tasks:
         kernels = sorted({op for k in built.library.kernels for op in k.operators})
@@ -106,6 +105,23 @@ def prepare(options: TuneOptions, folder: Path, on_event: OnEvent) -> Subject:
         seconds=sum(seconds.values()),
         farm=farm,
     )
+
+
+def kernel_seconds(untuned: Path, device: Device) -> dict[str, float]:
+    """Return the seconds per run of each kernel of an artifact, by symbol.
+
+    They are measured once per artifact and device: a run that is continued starts from the same
+    times, and decides as it would have.
+    """
+    cache = open_cache()
+    key = key_of(artifact.read_manifest(untuned), device.id)
+    stored = cache.get("profiles", key)
+    if stored is not None:
+        found: dict[str, float] = json.loads(stored)
+        return found
+    found = baseline.kernel_seconds(untuned, device.threads, _PROFILE_S)
+    cache.put("profiles", key, json.dumps(found).encode())
+    return found
 
 
 def build_with(

@@ -124,12 +124,12 @@ def test_a_cost_model_is_kept_for_each_template(tuned: Tuned) -> None:
     device = tuned.report["device"]
     folder = tuned.folder / "tuning_logs" / device.partition(".")[0] / device
     assert {path.name for path in folder.iterdir()} == {
-        "conv2d_NCHWc.x86.json", "dense_pack.x86.json",
+        "conv2d_NCHWc.x86.json", "dense_mlc.x86.json",
     }  # fmt: skip
     for path in folder.iterdir():
         CostModel.load(path, path.stem, device)
     assert tuned.report["trust"] == {  # too few records to say
-        "conv2d_NCHWc.x86": None, "dense_pack.x86": None,
+        "conv2d_NCHWc.x86": None, "dense_mlc.x86": None,
     }  # fmt: skip
 
 
@@ -175,6 +175,9 @@ def test_the_same_again_measures_nothing(mlc: Command, tuned: Tuned) -> None:
     report = json.loads(mlc("tune", "net.onnx", *QUICK, "--json", cwd=tuned.folder).stdout)
     assert (report["measured"], report["known"]) == (0, TRIALS)
     assert report["model"] is None
+    assert [(task["id"], task["share"]) for task in report["tasks"]] == [
+        (task["id"], task["share"]) for task in tuned.report["tasks"]
+    ]  # times are not taken again, so that a continued run decides as it would have
     assert records_in(tuned.folder) == before
 
 
@@ -222,7 +225,7 @@ def test_compile_uses_the_records(mlc: Command, tuned: Tuned) -> None:
 def test_coverage_by_time(mlc: Command, tuned: Tuned, tmp_path: Path) -> None:
     """Times decide where some kernels are tuned and some are not, and stay out of the artifact."""
     models.save(small_net(size=64), tmp_path, "net.onnx")
-    dense = [r for r in records_in(tuned.folder) if r.template == "dense_pack.x86"]
+    dense = [r for r in records_in(tuned.folder) if r.template == "dense_mlc.x86"]
     Store(tmp_path / "tuning_logs").append(dense)
 
     def compiled(*options: object) -> dict[str, Any]:

@@ -52,7 +52,8 @@ def measure(fakes: list[Fake], made: Scheduler, limit: int = 10_000) -> list[tup
     curves = {fake.key: fake.curve for fake in fakes}
     done = []
     for _ in range(limit):
-        choice = made.next()
+        finished, choice = made.finished, made.next()
+        assert finished == (choice is None)
         if choice is None:
             break
         key, count = choice
