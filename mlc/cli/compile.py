@@ -48,6 +48,11 @@ DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
     help="Fail (exit code 9) when records of this device cover less of the work.",
 )
 @click.option(
+    "--exact",
+    is_flag=True,
+    help="No algorithm that rounds otherwise than the model's own (Winograd's convolution).",
+)
+@click.option(
     "--verify/--no-verify",
     default=DEFAULTS["verify"],
     show_default=True,
