@@ -122,9 +122,7 @@ def build_model(
     started = time.perf_counter()
     with dispatch:
         # Popped, so that nobody holds on to the weights as they were in the file.
-        fused = optimize(
-            loaded.pop(), llvm, options.opt_level, observe, exact=options.exact
-        )
+        fused = optimize(loaded.pop(), llvm, options.opt_level, observe, exact=options.exact)
     on_event(Stage(name="passes", seconds=time.perf_counter() - started, note=f"{len(ran)} ran"))
     library = build.build(fused, settings, cache, options.jobs, on_event)
     if options.dump_ir is not None:

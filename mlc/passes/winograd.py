@@ -9,10 +9,12 @@ records of both, taken on one device, the lower cost wins; otherwise `winograd.p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlc.passes.rewrite import rewrite_main
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _DIRECT = "conv2d_NCHWc.x86"
 
@@ -74,7 +76,7 @@ def _plan(call: Any) -> Any:
     layer = winograd.layer_of(data, call.attrs.padding, int(weight.shape[0]))
     rest = [layer.padding, layer.filters, layer.out_block]
     ours = autotvm.task.args_to_workload([data, weight, *rest], winograd.TEMPLATE)
-    if not _wins(context, ours, direct, layer):
+    if not winograd.suits(layer) or not _wins(context, ours, direct, layer):
         return None
     config = context.query(target, ours)
     plan = winograd.define(config, layer)

@@ -16,11 +16,13 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 TAPS = 3
 SIZES = (2, 4)  # m
@@ -63,7 +65,10 @@ def transform_weights(m: int, weights: Array) -> Array:
     """
     points = [Fraction(0), *(sign * p for p in _PAIRS[m] for sign in (1, -1))]
     rows = [
-        [point**k / math.prod(point - other for other in points if other != point) for k in range(3)]
+        [
+            point**k / math.prod(point - other for other in points if other != point)
+            for k in range(3)
+        ]
         for point in points
     ]
     g = np.array([*rows, [0, 0, 1]], np.float64)
@@ -74,7 +79,9 @@ def _zero_at(points: Sequence[Fraction]) -> list[Fraction]:
     """Return the coefficients of the polynomial in x^2 that is zero at +-points, lowest first."""
     found = [Fraction(1)]
     for p in points:
-        found = [a - p * p * b for a, b in zip([Fraction(0), *found], [*found, Fraction(0)], strict=True)]
+        found = [
+            a - p * p * b for a, b in zip([Fraction(0), *found], [*found, Fraction(0)], strict=True)
+        ]
     return found
 
 

@@ -23,17 +23,19 @@ of tiles over the edge of the image are tested once for a vector.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import autotvm, te, tir
 from tvm.autotvm.task.space import OtherOptionEntity
 from tvm.topi.utils import get_const_tuple, traverse_inline
 
 from mlc.schedules import gemm
-from mlc.schedules.winograd_loops import schedule_stages
 from mlc.schedules.transforms import SIZES, TAPS, transform_input, transform_output
+from mlc.schedules.winograd_loops import schedule_stages
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 TEMPLATE = "conv2d_winograd_mlc.x86"
 _TAG = "mlc_winograd"
@@ -43,7 +45,8 @@ _PARALLEL = ("chunks", "stages")
 
 _CACHE_BYTES = 1 << 19  # what V and M of a chunk may take: half of a common L2 cache
 _LEAST_TILES = 8  # of a chunk: with fewer, a weight from L3 is used too seldom
-_MARGIN = 0.8
+_LEAST_CHANNELS = 16
+_MARGIN = 0.8  # for what the model does not see
 _THREADS = 8  # assumed to share the chunks, as in `gemm`
 
 
@@ -66,10 +69,12 @@ class Layer:
 
     @property
     def out_height(self) -> int:
+        """Rows of outputs."""
         return self.height + self.padding[0] + self.padding[2] - TAPS + 1
 
     @property
     def out_width(self) -> int:
+        """Outputs in a row."""
         return self.width + self.padding[1] + self.padding[3] - TAPS + 1
 
     @property
@@ -200,14 +205,16 @@ def modelled_cycles(layer: Layer, m: int) -> float:
     return max(2 * tiles * weights / 32, 4 * weights / 4) + (transforms if m > 1 else 0)
 
 
-def pays(layer: Layer) -> bool:
-    """Return whether the default config is expected to beat direct convolution clearly.
-
-    Channels are whole vectors; the margin is for what the model does not see.
-    """
+def suits(layer: Layer) -> bool:
+    """Return whether the algorithm may pay at all: channels are whole vectors, and not few."""
     vectors = layer.in_block == layer.out_block == layer.lanes
+    return vectors and min(layer.channels, layer.filters) >= _LEAST_CHANNELS
+
+
+def pays(layer: Layer) -> bool:
+    """Return whether the default config is expected to beat direct convolution clearly."""
     best = min(modelled_cycles(layer, m) for m in SIZES)
-    return vectors and best < _MARGIN * modelled_cycles(layer, 1)
+    return best < _MARGIN * modelled_cycles(layer, 1)
 
 
 @autotvm.register_topi_compute(TEMPLATE)  # type: ignore[untyped-decorator]
@@ -266,8 +273,8 @@ def _inputs(plan: Plan, data: Any) -> Any:
     def across(q: Any, p: Any, b: Any, t: Any, c: Any) -> Any:
         return _pick(p % points, transform_input(m, lambda x: half[q, b, t, p // points, x, c]))
 
-    shape = (chunks, points**2, blocks, plan.tiles, layer.in_block)
-    return te.compute(shape, across, name="inputs")
+    whole = (chunks, points**2, blocks, plan.tiles, layer.in_block)
+    return te.compute(whole, across, name="inputs")
 
 
 def _products(plan: Plan, v: Any, u: Any) -> Any:
@@ -285,7 +292,7 @@ def _products(plan: Plan, v: Any, u: Any) -> Any:
 
     acc = te.compute((chunks, positions, panels, whole, columns), multiplied, name="acc")
     shape = (chunks, positions, panels, tiles, columns)
-    return te.compute(shape, lambda *index: acc(*index), name="products")
+    return te.compute(shape, lambda q, p, panel, t, k: acc[q, p, panel, t, k], name="products")
 
 
 def _outputs(plan: Plan, products: Any) -> Any:

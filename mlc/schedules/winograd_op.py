@@ -17,7 +17,7 @@ from tvm.relay.op.strategy import generic
 from tvm.relay.transform.infer_layout_utils import InferCorrectLayoutOutput
 
 from mlc.schedules import gemm, winograd
-from mlc.schedules.transforms import Array, transform_weights
+from mlc.schedules.transforms import SIZES, Array, transform_weights
 
 NAME = "mlc.conv2d_winograd"
 _PLAIN = "NCHW"
@@ -45,14 +45,14 @@ def packed(weight: Array, shape: tuple[int, ...]) -> Array | None:
     positions, panels, channels, columns = shape
     m = round(positions**0.5) - 2
     filters = weight.shape[0]
-    if m not in winograd.SIZES or weight.shape[1:] != (channels, 3, 3):
+    if m not in SIZES or weight.shape[1:] != (channels, 3, 3):
         return None
     if not 0 <= panels * columns - filters < columns:
         return None
-    u = transform_weights(m, weight).reshape(filters, channels, positions)
-    u = np.pad(u, ((0, panels * columns - filters), (0, 0), (0, 0)))
-    u = u.reshape(panels, columns, channels, positions).transpose(3, 0, 2, 1)
-    return np.ascontiguousarray(u, np.float32)
+    padded = np.zeros((panels * columns, channels, positions), np.float32)
+    padded[:filters] = transform_weights(m, weight).reshape(filters, channels, positions)
+    blocked = padded.reshape(panels, columns, channels, positions)
+    return np.ascontiguousarray(blocked.transpose(3, 0, 2, 1))
 
 
 def algorithm(function: Any) -> str:
