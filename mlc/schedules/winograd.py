@@ -173,9 +173,9 @@ def define(cfg: Any, layer: Layer) -> Plan:
     return Plan(layer=layer, m=m, rows=int(cfg["rows"].val) or layer.tiles(m)[0], tile=tile)
 
 
-def default(layer: Layer) -> dict[str, Any]:
-    """Return the knobs of the config that is used without a measurement."""
-    m = min(SIZES, key=lambda size: modelled_cycles(layer, size))
+def default(layer: Layer, outputs: int = 0) -> dict[str, Any]:
+    """Return the knobs of the config that is used without a measurement (for a given m, if any)."""
+    m = outputs or min(SIZES, key=lambda size: modelled_cycles(layer, size))
     down, across = layer.tiles(m)
     per_row = across * (m + 2) ** 2 * 4 * (layer.channels + layer.filters)
     rows = max(_CACHE_BYTES // per_row, -(-_LEAST_TILES // across), 1)

@@ -65,7 +65,7 @@ def algorithm(function: Any) -> str:
         if name == NAME:
             m = int(node.attrs["tile_size"])
             found = f"winograd F({m}x{m}, 3x3)"
-        elif name.startswith(("nn.conv2d", "nn.contrib_conv2d")):
+        elif name.startswith("nn.") and "conv" in name:
             found = "direct"
 
     relay.analysis.post_order_visit(function.body, visit)
