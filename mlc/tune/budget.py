@@ -155,11 +155,13 @@ class Scheduler:
 
         Tasks whose cost is not known yet count as nothing; of two rivals the faster one counts.
         """
-        return sum(
-            state.calls * (state.cost or 0.0)
-            for state in self.states.values()
-            if not self._behind(state)
-        )
+        counted: dict[frozenset[str], float] = {}
+        for state in self.states.values():
+            if state.cost is not None:
+                layer = frozenset({state.key, state.rival})
+                found = state.calls * state.cost
+                counted[layer] = min(found, counted.get(layer, found))
+        return sum(counted.values())
 
     def gain(self, state: TaskState) -> float:
         """Return what a batch promises to save, in seconds of model latency (see the module)."""

@@ -21,6 +21,7 @@ from mlc.passes.run import optimize
 from mlc.passes.table import pipeline
 from mlc.target import resolve
 from mlc.tune.record import FALLBACK, Record
+from mlc.tune.tasks import autotvm_task, tasks_of
 from tests import models
 from tests.compiler.conftest import Array, Compile, assert_same, calls_of
 
@@ -274,7 +275,10 @@ def test_epilogues_are_fused(
 
 
 def test_same_as_without_any_optimisation(compiled: Compile) -> None:
-    fast, plain = compiled(residual_block(32, size=24)), compiled(residual_block(32, size=24), opt_level=0)
+    fast, plain = (
+        compiled(residual_block(32, size=24)),
+        compiled(residual_block(32, size=24), opt_level=0),
+    )
     assert algorithms(fast.manifest) == [F4, F4]
     assert algorithms(plain.manifest) == ["direct"]  # one kernel for both
     feed = fast.feed()
@@ -293,7 +297,9 @@ def test_weights_are_transformed_before(load: Any, tvm: Any) -> None:
     """Constants in the graph: shared by layers with the same weights, none computed at run time."""
     from tvm import relay
 
-    fused = optimize(load(residual_block(32, size=24)), tvm.target.Target("llvm -mcpu=x86-64-v4"), 3)
+    fused = optimize(
+        load(residual_block(32, size=24)), tvm.target.Target("llvm -mcpu=x86-64-v4"), 3
+    )
     layers = [
         call
         for call in kernels_of(fused.module)
@@ -413,3 +419,66 @@ def test_records_of_both_decide(
         fused = optimize(model, tvm.target.Target("llvm -mcpu=x86-64-v4"), 3)
     assert bool(calls_of(fused.module, "mlc.conv2d_winograd")) is taken
     assert len(context.rivals) == 2
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_layer_is_two_tasks(exact: bool, load: Any, tvm: Any) -> None:
+    """The kernel that is compiled names one; the other is its rival. Without a choice there is one."""
+    from mlc.codegen.kernels import Kernel
+    from mlc.tune.dispatch import dispatch_context
+
+    target = tvm.target.Target("llvm -mcpu=x86-64-v4")
+    with dispatch_context(lambda _key: None) as context:
+        optimize(load(one_conv(32, 48)), target, 3, exact=exact)
+    tuned = next(iter(context.origin))  # the altered workload, for which a kernel would ask
+    kernel = Kernel(
+        symbol="k", operators=(), flops=100, workloads=(tuned,), seconds=0, cached=False, code=b""
+    )
+    tasks = tasks_of([kernel], {"k": 2}, context, {"k": 4.0})
+    names = ["conv2d_winograd_mlc.x86", "conv2d_NCHWc.x86"]
+    assert [task.template for task in tasks] == (names[1:] if exact else sorted(names))
+    assert {(task.calls, task.share) for task in tasks} == {(2, 1.0)}
+    by_name = {task.template: task for task in tasks}
+    if not exact:
+        assert [by_name[name].seconds for name in names] == [2.0, 0.0]  # the other was not timed
+        assert [by_name[name].rival for name in names] == [by_name[n].key for n in names[::-1]]
+        assert len(autotvm_task(by_name[names[0]].key, target).config_space) > 100
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_tuning_compares_outputs(
+    broken: bool, quick_target: str, tvm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F(2x2) against F(4x4), which want other weights; transformed wrongly, they disagree."""
+    from tvm import autotvm
+    from tvm.target import Target
+
+    from mlc.schedules import winograd, winograd_op
+    from mlc.tune.compare import agree
+    from mlc.tune.trial import Settings, Trial
+
+    tensors = [("TENSOR", shape, "float32") for shape in ((1, 16, 9, 9), (32, 16, 3, 3))]
+    args = [*tensors, (1, 1, 1, 1), 32, block_of(quick_target)]
+    task = autotvm.task.create(winograd.TEMPLATE, args, Target(quick_target))
+    settings = Settings(workers=1, threads=1, build_timeout=9, run_timeout=9, memory_bytes=1 << 30)
+    trials = [Trial(task=task, index=index, settings=settings) for index in (0, 1)]
+    assert [task.config_space.get(index)["outputs"].val for index in (0, 1)] == [2, 4]
+    for trial in trials:
+        trial.guard("build", trial.build)
+    if broken:
+        packed = winograd_op.packed
+        monkeypatch.setattr(
+            winograd_op, "packed", lambda w, to: packed(w * (1.01 if to[0] == 36 else 1), to)
+        )
+    checked = agree(*trials)
+    assert checked["passed"] is not broken, checked["detail"]
+
+
+def block_of(text: str) -> int:
+    """Return the block of 32 channels for a target."""
+    from tvm.target import Target
+
+    from mlc.schedules import gemm, winograd
+
+    with Target(text):
+        return winograd.block(32, gemm.problem(1, 1, 1).lanes)
