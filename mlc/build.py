@@ -168,6 +168,8 @@ def contents(
     model: Model, library: Library, target: Target, features: tuple[str, ...], facts: dict[str, Any]
 ) -> Contents:
     """Return what the artifact holds; `facts` are further manifest entries."""
+    from mlc.schedules.winograd_op import algorithm
+
     by_symbol = {kernel.symbol: kernel for kernel in library.kernels}
     manifest = {
         "mlc": __version__,
@@ -184,6 +186,7 @@ def contents(
             symbol: {
                 "operators": list(by_symbol[symbol].operators),
                 "flops": by_symbol[symbol].flops,
+                "algorithm": algorithm(library.plan.kernels[symbol]),
                 "calls": calls,
             }
             for symbol, calls in library.plan.calls.items()

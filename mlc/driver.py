@@ -138,7 +138,7 @@ def build_model(
     started = time.perf_counter()
     with dispatch:
         # Popped, so that nobody holds on to the weights as they were in the file.
-        fused = optimize(loaded.pop(), llvm, options.opt_level, observe)
+        fused = optimize(loaded.pop(), llvm, options.opt_level, observe, exact=options.exact)
     on_event(Stage(name="passes", seconds=time.perf_counter() - started, note=f"{len(ran)} ran"))
     library = build.build(fused, settings, cache, options.jobs, on_event)
     if options.dump_ir is not None:
@@ -147,6 +147,7 @@ def build_model(
         dump_kernel(library.plan, settings, Path(options.dump_ir), options.kernel)
     facts = {
         "opt_level": options.opt_level,
+        "exact": options.exact,
         "passes": ran,
         "tuning": applied.coverage(library.kernels, library.plan.calls, dispatch, chosen),
         "index_bounds": index_bounds(simplified),

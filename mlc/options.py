@@ -17,7 +17,8 @@ class CompileOptions:
     `shapes` holds `--shape` options as written (`name:1,3,224,224` or `batch=1`); `records` names
     an AutoTVM log whose configs are applied instead of those in the folder `logs` (None:
     `tuning_logs` here, if there is one); `require_tuned` is the share of the work that records of
-    this very device must cover; `jobs` is the number of processes that compile
+    this very device must cover; `exact` refuses algorithms with other rounding errors than the
+    model's own (Winograd's); `jobs` is the number of processes that compile
     kernels (None: one per core).
     """
 
@@ -29,6 +30,7 @@ class CompileOptions:
     records: str | None = None
     logs: str | None = None
     require_tuned: float | None = None
+    exact: bool = False
     verify: bool = True
     seed: int = 0
     cache: bool = True

@@ -49,6 +49,11 @@ DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
     "(of their FLOPs with --no-verify, which runs nothing).",
 )
 @click.option(
+    "--exact",
+    is_flag=True,
+    help="No algorithm that rounds otherwise than the model's own (Winograd's convolution).",
+)
+@click.option(
     "--verify/--no-verify",
     default=DEFAULTS["verify"],
     show_default=True,

@@ -28,6 +28,8 @@ def _of_call(call: Any) -> int:
     elements = sum(math.prod(_shape(kind)) for kind in _types(call.checked_type))
     if name in _FREE:
         return 0
+    if name == "mlc.conv2d_winograd":  # those of the direct convolution, so that times compare
+        return 2 * elements * 9 * _shape(call.args[1].checked_type)[2]
     if "conv" in name and "transpose" not in name and len(call.args) > 1:
         weight = _shape(call.args[1].checked_type)
         channels = _shape(call.checked_type)

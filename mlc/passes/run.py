@@ -29,11 +29,13 @@ class PassRun:
 Observe = Callable[[PassRun], None]
 
 
-def optimize(model: Model, target: Any, level: int, observe: Observe | None = None) -> Model:
+def optimize(
+    model: Model, target: Any, level: int, observe: Observe | None = None, *, exact: bool = False
+) -> Model:
     """Return the model after the passes of `-O<level>`: its operators fused into kernels.
 
     `target` is a `tvm.target.Target`. AutoTVM configs come from the dispatch context that is
-    current when this is called (layouts follow them).
+    current when this is called (layouts follow them). `exact` leaves out passes that round otherwise.
 
     Raises:
         BuildError: a pass failed; the message names it and those that ran before.
@@ -47,7 +49,7 @@ def optimize(model: Model, target: Any, level: int, observe: Observe | None = No
     ran: list[str] = []
     with target:
         operators = count_operators(module)
-        for row in pipeline(level):
+        for row in pipeline(level, exact=exact):
             if not row.applies(operators):
                 continue
             started = time.perf_counter()

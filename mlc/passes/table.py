@@ -16,6 +16,7 @@ from mlc.passes.horizontal import combine_batch_matmul, combine_conv2d, combine_
 from mlc.passes.layout import alter_layout
 from mlc.passes.pack import pack_dense
 from mlc.passes.scale import fold_backward, fold_forward
+from mlc.passes.winograd import take_winograd
 
 Run = Callable[[Any], Any]
 
@@ -26,6 +27,8 @@ class Pass:
 
     A row with `needs` runs only when the module has one of these operators (names, or prefixes
     that end in a dot): on a large graph a pass that finds nothing still costs its type inference.
+    A row that is not `exact` computes in another way, with other rounding errors: `--exact` leaves it
+    out.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Pass:
     run: Run | None = None
     knobs: str = ""
     needs: tuple[str, ...] = ()
+    exact: bool = True
 
     def applies(self, operators: Iterable[str]) -> bool:
         """Return whether the row has something to do in a module with these operators."""
@@ -94,6 +98,8 @@ PASSES: tuple[Pass, ...] = (
          help="evaluate what the passes above left on the weights"),
     Pass(name="flatten-atrous-conv", stage="relay", level=2, needs=("nn.batch_to_space_nd",), run=_relay("FlattenAtrousConv"),
          help="space-to-batch, conv, batch-to-space become one dilated convolution"),
+    Pass(name="winograd", stage="relay", level=3, needs=("nn.conv2d",), exact=False, run=take_winograd,
+         help="3x3 convolutions with fewer multiplications, where that is faster (not with --exact)"),
     Pass(name="alter-layout", stage="relay", level=3, run=alter_layout,
          help="convolutions to blocked NCHWc"),
     Pass(name="pack-dense-weights", stage="relay", level=3, needs=("nn.dense",), run=pack_dense,
@@ -126,10 +132,11 @@ PASSES: tuple[Pass, ...] = (
 )  # fmt: skip
 
 
-def pipeline(level: int) -> tuple[Pass, ...]:
-    """Return the graph passes of `-O<level>`, in the order they run."""
+def pipeline(level: int, *, exact: bool = False) -> tuple[Pass, ...]:
+    """Return the graph passes of `-O<level>`, in the order they run; with `exact` those that are."""
     last = "wrap-operators" if level == 0 else "fuse-operators"
     other = "fuse-operators" if level == 0 else "wrap-operators"
     rows = [p for p in PASSES if p.stage == "relay" and p.level <= level and p.name != other]
+    rows = [p for p in rows if p.exact or not exact]
     assert rows[-1].name == last
     return tuple(rows)

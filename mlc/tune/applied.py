@@ -91,10 +91,12 @@ def coverage(
     here = device_of(chosen).id
     work = dict.fromkeys(LEVELS, 0.0)
     levels = {}
+    behind: set[str] = set()
     for kernel in kernels:
         if not kernel.workloads:
             continue
         keys = dispatch.tuned(kernel.workloads)[-1:]
+        behind.update(keys)
         record = next((dispatch.used[key] for key in keys if key in dispatch.used), None)
         level = "fallback" if record is None else "other_device"
         if record is not None and record.device in ("", here):
@@ -108,7 +110,7 @@ def coverage(
         "records": [
             {"task": workload_id(key), "device": record.device, "config": record.index,
              "seconds": record.cost}
-            for key, record in sorted(dispatch.used.items())
+            for key, record in sorted(dispatch.used.items()) if key in behind
         ],
     }  # fmt: skip
 

@@ -13,6 +13,9 @@ whose next batch promises to lower that sum most. For a task with `c` calls, bes
   nothing else is known it makes trials go by weight, each further one of a task worth less.
 - `g - BETA * C / V`: a task far slower than its like can probably be brought near to them.
 
+Two tasks may be rivals: they compute the same, and the model uses the faster one. What a batch
+promises to the slower one counts only as far as it gets ahead of the other.
+
 What differs from Ansor: `t` is trials / batch, a fraction after a small seed round, so that batches
 of any size weigh right; a task is never worse than its fallback, so `g` is the lesser of both; a
 flat task leaves the race; the choice depends on nothing but the costs reported so far and the seed,
@@ -44,7 +47,8 @@ class TaskState:
     """One tuning task: what is known beforehand, and `history`, the best cost after each trial.
 
     `calls` is how often the model runs the kernel, `space` the number of configs, `untuned` the
-    cost of the fallback config (seconds a call; None when unknown), `flops` the work of one call.
+    cost of the fallback config (seconds a call; None when unknown), `flops` the work of one call,
+    `rival` the key of the task that computes the same (empty: none).
     """
 
     key: str
@@ -54,6 +58,7 @@ class TaskState:
     template: str = ""
     flops: float | None = None
     history: list[float | None] = field(default_factory=list)
+    rival: str = ""
     flat: bool = False
 
     @property
@@ -154,9 +159,15 @@ class Scheduler:
     def estimate(self) -> float:
         """Return the latency of the tasks' share of the model, in seconds.
 
-        Tasks whose cost is not known yet count as nothing.
+        Tasks whose cost is not known yet count as nothing; of two rivals the faster one counts.
         """
-        return sum(state.calls * (state.cost or 0.0) for state in self.states.values())
+        counted: dict[frozenset[str], float] = {}
+        for state in self.states.values():
+            if state.cost is not None:
+                layer = frozenset({state.key, state.rival})
+                found = state.calls * state.cost
+                counted[layer] = min(found, counted.get(layer, found))
+        return sum(counted.values())
 
     def gain(self, state: TaskState) -> float:
         """Return what a batch promises to save, in seconds of model latency (see the module)."""
@@ -171,7 +182,15 @@ class Scheduler:
         rate = self._best_rate(state.template)
         if rate and state.flops:
             forward = max(forward, now - BETA * state.flops / rate)
-        return state.calls * (ALPHA * backward + (1 - ALPHA) * forward)
+        promised = ALPHA * backward + (1 - ALPHA) * forward
+        return state.calls * max(0.0, promised - self._behind(state))
+
+    def _behind(self, state: TaskState) -> float:
+        """Return how much longer than its rival a task takes, in seconds a call; 0.0: not longer."""
+        rival = self.states.get(state.rival)
+        if rival is None or rival.cost is None or state.cost is None:
+            return 0.0
+        return max(0.0, state.cost - rival.cost)
 
     def _choose(self, live: list[TaskState]) -> TaskState:
         dice = random.Random(f"{self.seed}:{self.spent}")  # noqa: S311 - a choice, not a secret

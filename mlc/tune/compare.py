@@ -32,6 +32,7 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "batch_matmul.x86": ("BMK", "BNK", "BMN"),
     "dense_mlc.x86": ("MK", "NK", "MN"),
     "batch_matmul_mlc.x86": ("BMK", "BKN", "BMN"),
+    "conv2d_winograd_mlc.x86": ("NCHW", "OIHW", "NCHW"),
 }
 # (logical layout, rank of the kernel's argument): the argument's layout, blocks from its shape.
 _BLOCKED = {
@@ -97,11 +98,15 @@ def _layout(plain: str, shape: Sequence[int]) -> str | None:
 
 def _pack(free: list[tuple[str, Array]], shape: tuple[int, ...]) -> Array | None:
     """Take the first logical input that fits an argument's shape out of `free`, and pack it."""
+    from mlc.schedules import winograd_op
+
     for position, (plain, array) in enumerate(free):
         layout = _layout(plain, shape)
         if layout is None or len(plain) != array.ndim:
             continue
         packed = relayout(array, plain, layout, pad=True)
+        if plain == "OIHW" and len(shape) == array.ndim and array.shape != shape:
+            packed = winograd_op.packed(array, shape)
         if packed is not None and packed.shape == shape:
             del free[position]
             return packed

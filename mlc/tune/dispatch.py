@@ -71,7 +71,8 @@ def dispatch_context(lookup: Lookup) -> Any:
 
     Workloads without a record get the template's fallback config. `asked` lists the keys that
     schedules asked for since it was last cleared; `origin` maps the workload of an altered layout
-    to the one that was tuned for it; `used` holds the records that were applied.
+    to the one that was tuned for it; `used` holds the records that were found; `rivals` maps a
+    workload to another that computes the same.
     """
     tvm_env.tvm()
     from tvm.autotvm.task.dispatcher import DispatchContext
@@ -83,6 +84,7 @@ def dispatch_context(lookup: Lookup) -> Any:
             self.asked: list[str] = []
             self.origin: dict[str, str] = {}
             self.used: dict[str, Record] = {}
+            self.rivals: dict[str, str] = {}
             self.known: dict[str, Any] = {}
             self.fallbacks: dict[str, Any] = {}
 
@@ -106,6 +108,12 @@ def dispatch_context(lookup: Lookup) -> Any:
             key = workload_key(workload)
             self.known[key] = config
             self.origin[key] = self.asked[-1]
+
+        def compete(self, *workloads: Any) -> tuple[Record | None, Record | None]:
+            """Note that two workloads compute the same, and return their records."""
+            one, other = map(workload_key, workloads)
+            self.rivals |= {one: other, other: one}
+            return lookup(one), lookup(other)
 
         def tuned(self, keys: Sequence[str]) -> list[str]:
             """Return the tuned workloads behind the ones that a kernel asked for."""

@@ -192,9 +192,9 @@ def _flat_row(name: str, entity: Any, position: int) -> list[float]:
         return [math.log2(size) for size in (*entity.val, math.prod(entity.val))]
     try:
         flat = ConfigEntity(0, None, {name: entity}, []).get_flatten_feature()
+        return [float(number) for number in np.ravel(flat)]  # a knob's choice may be a list
     except (TypeError, ValueError):
         return [float(position)]
-    return [float(number) for number in flat]
 
 
 def _loop_features(task: Any, index: int) -> Matrix:

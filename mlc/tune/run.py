@@ -168,6 +168,7 @@ class Run:
             untuned=task.seconds or None,
             template=task.template,
             flops=float(task.flops),
+            rival=task.rival,
         )
 
     def _resume(self, template: str) -> None:

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import inspect
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,8 @@ class Task:
     `key` is its workload, `calls` how often one run of the model calls it, `flops` its arithmetic
     per call, `seconds` its measured time per call with the fallback config (kernel included, 0 where
     it was not measured), `share` its part of the model's time (of its FLOPs where not measured).
+    `rival` is another task of the model that computes the same: the model uses the faster one, and
+    both have the same share.
     """
 
     key: str
@@ -42,6 +44,7 @@ class Task:
     seconds: float = 0.0
     share: float = 0.0
     kernels: tuple[str, ...] = field(repr=False, default=())
+    rival: str = ""
 
     @property
     def id(self) -> str:
@@ -95,8 +98,11 @@ def tasks_of(
                 seconds=spent / count,
                 share=(spent if seconds else work) / total,
                 kernels=tuple(sorted(kernel.symbol for kernel in users)),
+                rival=dispatch.rivals.get(key, ""),
             )
         )
+    rivals = [task for task in tasks if task.rival and task.rival not in found]
+    tasks += [replace(task, key=task.rival, rival=task.key, seconds=0.0) for task in rivals]
     return sorted(tasks, key=lambda task: (-task.share, task.key))
 
 

@@ -24,6 +24,7 @@ from mlc.runtime import inputs
 from mlc.runtime import session as sessions
 from mlc.target import resolve
 from mlc.tune.dispatch import dispatch_context
+from tests import models
 
 Array = np.ndarray
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -165,6 +166,18 @@ def check_conversion(converted: Any, execute: Any) -> Callable[..., None]:
         assert_same(execute(converted(proto), feed, level), reference(proto, feed))
 
     return check
+
+
+@pytest.fixture
+def load(tmp_path: Path, tvm: Any) -> Callable[[onnx.ModelProto], Model]:
+    """Return a function that imports an ONNX model."""
+
+    def load(proto: onnx.ModelProto) -> Model:
+        model, _ = driver.load(onnx_file.read(models.save(proto, tmp_path)), (), ignore)
+        assert isinstance(model, Model)
+        return model
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ module, `==>`, and what the pass makes of it; parameters named `const_*` are bou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from mlc import driver
 from mlc.errors import BuildError
-from mlc.events import ignore
-from mlc.frontend import onnx_file
 from mlc.model import Model
 from mlc.passes import layout, table
 from mlc.passes.run import PassRun, optimize
@@ -208,16 +204,6 @@ def test_a_batch_is_computed_as_its_parts(compiled: Any) -> None:
 
 
 # --- the contract of every pass ------------------------------------------------------------------
-
-
-@pytest.fixture
-def load(tmp_path: Path, tvm: Any) -> Callable[[onnx.ModelProto], Model]:
-    def load(proto: onnx.ModelProto) -> Model:
-        model, _ = driver.load(onnx_file.read(models.save(proto, tmp_path)), (), ignore)
-        assert isinstance(model, Model)
-        return model
-
-    return load
 
 
 def target(tvm: Any, text: str = "llvm -mcpu=x86-64-v3") -> Any:

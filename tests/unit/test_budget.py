@@ -311,3 +311,42 @@ def test_gain_is_the_sum_of_its_terms() -> None:
     made.states["b"] = rival
     rival.add([0.2e-3])  # 5 GFLOP/s: the task would take 0.8 ms, and is expected to come to 1.6
     assert made.gain(state) == pytest.approx(3 * (0.2 * backward + 0.8 * (4e-3 - 1.6e-3)))
+
+
+def rivals(mine: float, other: float) -> tuple[Scheduler, TaskState]:
+    """Two tasks that compute the same, 3 calls each, with these costs after one batch of 8."""
+    made = Scheduler(
+        [
+            TaskState(key="mine", calls=3, space=1000, rival="other"),
+            TaskState(key="other", calls=3, space=1000, rival="mine"),
+        ],
+        trials=100,
+        batch=8,
+    )
+    made.report("mine", [mine] * 8)
+    made.report("other", [other] * 8)
+    return made, made.states["mine"]
+
+
+def test_of_rivals_the_faster_counts() -> None:
+    assert rivals(2e-3, 5e-3)[0].estimate() == pytest.approx(3 * 2e-3)
+    assert rivals(5e-3, 2e-3)[0].estimate() == pytest.approx(3 * 2e-3)
+    made, _ = rivals(2e-3, 2e-3)
+    assert made.estimate() == pytest.approx(3 * 2e-3)
+
+
+def test_the_slower_rival_gains_only_what_gets_it_ahead() -> None:
+    alone, state = rivals(5e-3, 9e-3)
+    full = alone.gain(state)  # ahead already: all of it counts
+    behind, state = rivals(5e-3, 4e-3)
+    assert behind.gain(state) == pytest.approx(full - 3 * 1e-3)
+    hopeless, state = rivals(5e-3, 0.1e-3)
+    assert hopeless.gain(state) == 0.0
+    assert hopeless.gain(hopeless.states["other"]) > 0.0
+
+
+def test_a_rival_that_is_not_tuned_does_not_matter() -> None:
+    made = Scheduler([TaskState(key="mine", calls=1, space=9, rival="absent")], trials=9)
+    made.report("mine", [1e-3])
+    assert made.estimate() == pytest.approx(1e-3)
+    assert made.gain(made.states["mine"]) > 0.0

@@ -1,0 +1,140 @@
+"""The Relay operator `mlc.conv2d_winograd`: a convolution whose weights were transformed before.
+
+The pass `winograd` makes it from `nn.conv2d` with activations in NCHW; AlterOpLayout then turns it to
+the blocked layout. Attributes: `tile_size` (m), `padding` (top, left, bottom, right), `channels` (of
+the output), `data_layout`, `out_layout`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relay
+from tvm.relay.op import op as relay_op
+from tvm.relay.op.strategy import generic
+from tvm.relay.transform.infer_layout_utils import InferCorrectLayoutOutput
+
+from mlc.schedules import gemm, winograd
+from mlc.schedules.transforms import SIZES, Array, transform_weights
+
+NAME = "mlc.conv2d_winograd"
+_PLAIN = "NCHW"
+
+
+def call(data: Any, weight: Any, plan: winograd.Plan) -> Any:
+    """Return the Relay call for a plan: `data` in NCHW, `weight` as `packed` gives it."""
+    attrs = {
+        "tile_size": plan.m,
+        "padding": list(plan.layer.padding),
+        "channels": plan.layer.filters,
+        "data_layout": _PLAIN,
+        "out_layout": _PLAIN,
+    }
+    return _call([data, weight], attrs)
+
+
+def packed(weight: Array, shape: tuple[int, ...]) -> Array | None:
+    """Return filters [k, c, 3, 3] transformed, in panels, zeros behind the last; None if unfit.
+
+    Args:
+        weight: the filters, float32.
+        shape: `Plan.weights`: positions, panels, c, columns.
+    """
+    positions, panels, channels, columns = shape
+    m = round(positions**0.5) - 2
+    filters = weight.shape[0]
+    if m not in SIZES or weight.shape[1:] != (channels, 3, 3):
+        return None
+    if not 0 <= panels * columns - filters < columns:
+        return None
+    padded = np.zeros((panels * columns, channels, positions), np.float32)
+    padded[:filters] = transform_weights(m, weight).reshape(filters, channels, positions)
+    blocked = padded.reshape(panels, columns, channels, positions)
+    return np.ascontiguousarray(blocked.transpose(3, 0, 2, 1))
+
+
+def algorithm(function: Any) -> str:
+    """Return how a kernel convolves: "direct", "winograd F(4x4, 3x3)"; empty if it does not."""
+    found = ""
+
+    def visit(node: Any) -> None:
+        nonlocal found
+        name = getattr(getattr(node, "op", None), "name", "")
+        if name == NAME:
+            m = int(node.attrs["tile_size"])
+            found = f"winograd F({m}x{m}, 3x3)"
+        elif name.startswith("nn.") and "conv" in name:
+            found = "direct"
+
+    relay.analysis.post_order_visit(function.body, visit)
+    return found
+
+
+def install() -> None:
+    """Register the operator, its type, layouts and strategy."""
+    relay_op.register(NAME, "a 3x3 convolution with stride 1, its weights in Winograd's domain")
+    op = relay.op.get(NAME)
+    op.set_num_inputs(2)
+    op.add_argument("data", "Tensor", "activations")
+    op.add_argument("weight", "Tensor", "transformed weights [positions, panels, c, columns]")
+    op.set_attrs_type_key("DictAttrs")
+    op.set_support_level(10)
+    op.add_type_rel("MlcConv2dWinograd", _type)
+    relay_op.register_pattern(NAME, relay_op.OpPattern.OUT_ELEMWISE_FUSABLE)
+    relay_op.register_strategy(NAME, _strategy)
+    relay_op.register_alter_op_layout(NAME, _alter)
+    relay_op.register_infer_correct_layout(NAME, _layouts)
+
+
+def _call(args: list[Any], attrs: dict[str, Any]) -> Any:
+    return relay.Call(relay.op.get(NAME), args, tvm.ir.make_node("DictAttrs", **attrs))
+
+
+def _layer(data: Any, attrs: Any) -> winograd.Layer:
+    out = str(attrs["out_layout"])
+    block = 0 if out == _PLAIN else int(out[len(_PLAIN) : -1])
+    return winograd.layer_of(data, attrs["padding"], int(attrs["channels"]), block)
+
+
+def _type(types: Any, attrs: Any) -> Any:
+    layer = _layer(types[0], attrs)
+    size = [layer.out_height, layer.out_width]
+    if len(types[0].shape) == len(_PLAIN):
+        shape = [layer.batch, layer.filters, *size]
+    else:
+        shape = [layer.batch, layer.filters // layer.out_block, *size, layer.out_block]
+    return relay.TensorType(shape, types[0].dtype)
+
+
+def _alter(attrs: Any, inputs: Any, types: Any, _out_type: Any) -> Any:
+    layer = _layer(types[0], attrs)
+    blocked = {
+        "data_layout": f"{_PLAIN}{layer.in_block}c",
+        "out_layout": f"{_PLAIN}{layer.out_block}c",
+    }
+    return _call(list(inputs), {**{key: attrs[key] for key in attrs.keys()}, **blocked})  # noqa: SIM118
+
+
+def _layouts(attrs: Any, *_layouts_and_types: Any) -> Any:
+    plain = tvm.tir.layout("OIHW")  # of the weights: any name will do, they stay as they are
+    data, out = (tvm.tir.layout(str(attrs[key])) for key in ("data_layout", "out_layout"))
+    return InferCorrectLayoutOutput([data, plain], [out], attrs)
+
+
+@tvm.target.override_native_generic_func("mlc_conv2d_winograd_strategy")  # type: ignore[untyped-decorator]
+def _strategy(_attrs: Any, _inputs: Any, _out_type: Any, _target: Any) -> Any:
+    strategy = relay_op.OpStrategy()
+    strategy.add_implementation(
+        _compute,
+        generic.wrap_topi_schedule(winograd.schedule_conv2d),
+        name=winograd.TEMPLATE,
+        plevel=gemm.PLEVEL,
+    )
+    return strategy
+
+
+def _compute(attrs: Any, inputs: Any, _out_type: Any) -> list[Any]:
+    layer = _layer(inputs[0], attrs)
+    return [winograd.conv2d(*inputs, layer.padding, layer.filters, layer.out_block)]
