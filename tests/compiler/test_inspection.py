@@ -105,7 +105,7 @@ def test_fusion_makes_fewer_kernels_than_operators(level3: dict[str, Any]) -> No
     assert fused["changed"]
     assert 0 < fused["kernels_after"] < fused["operators_after"]
     anchor = level3["kernels"][0]["operators"]
-    assert anchor[0] == "nn.contrib_conv2d_NCHWc"
+    assert "conv2d" in anchor[0]  # direct or Winograd's, as the CPU has it
     assert anchor[-1] == "nn.relu"
 
 

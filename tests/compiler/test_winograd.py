@@ -362,20 +362,20 @@ def test_weights_computed_at_run_time_stay_direct(check: Compile) -> None:
 
 @pytest.mark.parametrize("cpu", ["x86-64-v3", "x86-64-v4"])
 @pytest.mark.parametrize(
-    ("channels", "size", "outputs"), [(64, 56, 4), (128, 28, 4), (256, 14, 4), (512, 7, 2)]
+    ("channels", "size", "outputs"), [(64, 56, 4), (128, 28, 4), (256, 14, 4), (512, 7, 0)]
 )
 def test_resnet_layers_by_default(
     channels: int, size: int, outputs: int, cpu: str, tvm: Any
 ) -> None:
-    """At 7x7 F(4x4) has four tiles for 38 MB of weights: reading them takes longer than they save."""
+    """At 7x7 F(4x4) has four tiles for 38 MB of weights: reading them takes what they save."""
     from mlc.schedules import winograd
 
     with tvm.target.Target(resolve(cpu).tvm):
         shape = (1, channels, size, size)
         layer = winograd.layer_of(SimpleNamespace(shape=shape), (1, 1, 1, 1), channels)
         assert winograd.suits(layer)
-        assert winograd.pays(layer)
-        assert winograd.default(layer)["outputs"] == outputs
+        assert winograd.pays(layer) is bool(outputs)
+        assert winograd.default(layer)["outputs"] == (outputs or 2)
 
 
 def lookup(costs: dict[str, float], devices: dict[str, str]) -> Callable[[str], Record | None]:
