@@ -16,7 +16,8 @@ import onnx
 
 from mlc import tvm_env
 from mlc.errors import MlcError, ModelError
-from mlc.frontend.operators import DTYPES, MICROSOFT, OWN, stock_table
+from mlc.frontend.operators import converter
+from mlc.frontend.ops.operands import DTYPES
 from mlc.frontend.support import require_supported
 from mlc.model import Model, Signature, Source, TensorSpec
 from mlc.passes.fold import fold_local
@@ -50,7 +51,6 @@ class _Converter:
         self.file = file
         self.graph = file.proto.graph
         self.opset = file.opset
-        self.stock = stock_table(file.opset)
         _fold_with_numpy()
         self.values: dict[str, _Value] = {}
         self.inputs: list[TensorSpec] = []
@@ -135,23 +135,15 @@ class _Converter:
 
     def _convert(self, node: Any, inputs: list[Any]) -> Any:
         """Return one expression, or a relay.Tuple when the converter has several outputs."""
-        from tvm.relay.expr import TupleWrapper
-        from tvm.relay.frontend.onnx import GraphProto, onnx_input
+        from tvm.relay.frontend.onnx import GraphProto
 
         if node.op_type == "Constant":
             return self._constant_node(node)
         attributes = GraphProto({}, {})._parse_attr(node.attribute)
-        attributes["outputs"] = len(node.output)
-        own = OWN.get(node.op_type)
-        if own is not None and not (node.domain == "com.microsoft" and node.op_type in MICROSOFT):
-            return own(inputs, attributes)
-        del attributes["outputs"]
-        attributes["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
-        graph = GraphProto({}, {}, freeze_params=True)
-        graph.opset = self.opset
-        with graph:
-            local = self.stock[node.op_type](onnx_input(inputs), attributes, {})
-        return local.astuple() if isinstance(local, TupleWrapper) else local
+        attributes |= {"outputs": len(node.output), "opset": self.opset}
+        function = converter(node.domain, node.op_type, self.opset)
+        assert function is not None  # require_supported looked
+        return function(inputs, attributes)
 
     def _constant_node(self, node: Any) -> Any:
         from tvm import nd, relay
