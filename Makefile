@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types unit compiler e2e slow bench-compile clean
+.PHONY: help setup demo test check format lint types unit compiler e2e slow conformance bench-compile clean
 
 help: ## print these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ e2e: $(STAMP) ## tests of whole commands
 
 slow: $(STAMP) ## the slow suite: all light and exported models, a model over 500 MB
 	$(BIN)/python -m pytest -q -m slow
+
+conformance: $(STAMP) ## onnx's backend suite, every test, against the list of known failures
+	$(BIN)/python -m tests.conformance.run
 
 bench-compile: $(STAMP) ## compile time: real networks cold and cached, and 100 to 5,000 nodes
 	$(BIN)/python -m benchmarks.compile_time

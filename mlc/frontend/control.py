@@ -1,5 +1,8 @@
 """Control flow to straight lines: what is known at compile time is unrolled or chosen.
 
+On the way, small values that constants and shapes decide are evaluated (by onnx's reference): trip
+counts, conditions, and the shape arithmetic that is left where ONNX Runtime cannot load a model.
+
 A static graph has no loops and no branches. A Loop or Scan with a known number of steps is written
 out step by step; an If with a known condition becomes its branch. A condition that only the run
 knows becomes a choice between values (operator `Select` of the domain `mlc`): both branches are
@@ -39,10 +42,15 @@ def flatten(file: OnnxFile) -> OnnxFile:
             or the straight line would have more than `MAX_MODEL_NODES` nodes.
     """
     for _ in range(_MAX_DEPTH):
-        if not any(_rule(node) for node in file.proto.graph.node):
+        controlled = any(_rule(node) for node in file.proto.graph.node)
+        round_ = _Flattener(file.proto, file.weights)
+        proto = round_.flat()
+        if not controlled and not round_.folded:
             return file
-        file = replace(file, proto=_Flattener(file.proto, file.weights).flat())
-    raise ModelError(f"control flow is nested more than {_MAX_DEPTH} deep")
+        file = replace(file, proto=proto)
+    if any(_rule(node) for node in file.proto.graph.node):
+        raise ModelError(f"control flow is nested more than {_MAX_DEPTH} deep")
+    return file
 
 
 class _Flattener:
@@ -52,6 +60,8 @@ class _Flattener:
         self.proto = onnx.ModelProto()
         self.proto.CopyFrom(proto)
         self.shapes = _shapes(proto, weights)
+        self.types = _types(self.proto)
+        self.folded = 0
         self.known = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
@@ -91,9 +101,14 @@ class _Flattener:
         if node.op_type == "Constant" or all(n in self.known for n in node.input if n):
             self._evaluate(node)
         made = [name for name in node.output if name]
+        if node.op_type == "Shape" and node.input[0] in self.shapes:
+            ends = {a.name: a.i for a in node.attribute}
+            shape = self.shapes[node.input[0]][ends.get("start", 0) : ends.get("end")]
+            self.known[made[0]] = np.array(shape, np.int64)
         if not made or any(name not in self.known for name in made):
             self.nodes.append(node)
             return
+        self.folded += node.op_type != "Constant"
         self.constants += [numpy_helper.from_array(self.known[name], name) for name in made]
 
     def node(self, operator: str, inputs: Sequence[str], output: str = "", **more: Any) -> str:
@@ -163,7 +178,8 @@ class _Flattener:
             return
         for name, value in zip(filter(None, node.output), values, strict=True):
             if isinstance(value, np.ndarray | np.generic) and np.asarray(value).size <= _SMALL:
-                self.known[name] = np.asarray(value)
+                # The reference computes some results in a wider type than the operator has.
+                self.known[name] = np.asarray(value).astype(self.types.get(name, value.dtype))
 
 
 # --- the rules ---
@@ -320,6 +336,13 @@ def _typed(proto: Any) -> Any:
         return onnx.shape_inference.infer_shapes(proto)
     except Exception:  # noqa: BLE001 - what it cannot infer stays open; the converter reports it
         return proto
+
+
+def _types(proto: Any) -> dict[str, Any]:
+    """Return the numpy types of the values that onnx's inference knows."""
+    infos = [*proto.graph.value_info, *proto.graph.output]
+    kinds = {info.name: info.type.tensor_type.elem_type for info in infos}
+    return {name: helper.tensor_dtype_to_np_dtype(kind) for name, kind in kinds.items() if kind}
 
 
 def _shapes(proto: Any, weights: dict[str, Array]) -> dict[str, tuple[int, ...]]:

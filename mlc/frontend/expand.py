@@ -42,6 +42,7 @@ def expand(file: OnnxFile) -> OnnxFile:
         wanted = _expandable(proto)
         if not wanted:
             break
+        proto = _with_defaults(proto, wanted)
         try:
             expanded = onnx.inliner.inline_selected_functions(proto, wanted, False, True)
         except RuntimeError:  # its context has no type for an operand that is left out
@@ -50,6 +51,23 @@ def expand(file: OnnxFile) -> OnnxFile:
             raise ModelError(f"the model expands to more than {MAX_MODEL_NODES} nodes")
         proto = expanded
     return file if proto is file.proto else replace(file, proto=proto)
+
+
+def _with_defaults(proto: Any, wanted: list[tuple[str, str]]) -> Any:
+    """Return a copy in which these nodes name all their attributes: bodies know no defaults."""
+    full = onnx.ModelProto()
+    full.CopyFrom(proto)
+    versions = opsets(proto)
+    for node in nodes_of(full.graph):
+        if (node.domain, node.op_type) not in wanted:
+            continue
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        schema = onnx.defs.get_schema(node.op_type, versions[domain], domain)
+        given = {attribute.name for attribute in node.attribute}
+        for name, attribute in schema.attributes.items():
+            if name not in given and attribute.default_value.name:
+                node.attribute.append(attribute.default_value)
+    return full
 
 
 def _with_bodies(proto: Any, wanted: list[tuple[str, str]]) -> Any:

@@ -94,7 +94,11 @@ def softplus(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
 
     del attributes
     x = inputs[0]
-    small = relay.log(relay.exp(relay.negative(relay.abs(x))) + number(1, x))
+    d = relay.exp(relay.negative(relay.abs(x)))
+    # log(1 + d) loses the digits of a small d: there its series, to 9 digits.
+    third = number(1 / 3, x) - d * number(0.25, x)
+    series = d * (number(1, x) - d * (number(0.5, x) - d * third))
+    small = relay.where(d < number(0.01, x), series, relay.log(number(1, x) + d))
     return relay.maximum(x, number(0, x)) + small
 
 

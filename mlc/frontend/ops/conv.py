@@ -100,23 +100,6 @@ def _transposed_pads(
     return begin, end, extra
 
 
-def deform_conv(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
-    """DeformConv-19 to -22 over two axes; the modulating mask is not supported."""
-    from tvm import relay
-
-    data, weight, offset = inputs[:3]
-    kernel = shape_of(weight)
-    where = windows(shape_of(data), attributes, kernel[2:])
-    if optional(inputs, 4) is not None or where.rank != 2 or where.begin != where.end:
-        raise ModelError("a mask, other than two axes, or unequal padding is not supported")
-    out = relay.nn.deformable_conv2d(
-        data, offset, weight, strides=where.stride, padding=where.begin, dilation=where.dilation,
-        deformable_groups=attributes.get("offset_group", 1), groups=attributes.get("group", 1),
-        channels=kernel[0], kernel_size=kernel[2:],
-    )  # fmt: skip
-    return _add_bias(out, optional(inputs, 3))
-
-
 def col2im(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     """Col2Im-18: the blocks of an image added up where they overlap."""
     from tvm import relay

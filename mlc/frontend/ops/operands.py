@@ -14,6 +14,7 @@ DTYPES = frozenset(
     {"float16", "float32", "float64", "int8", "int16", "int32", "int64",
      "uint8", "uint16", "uint32", "uint64", "bool"}
 )  # fmt: skip
+BFLOAT16 = 16  # its number in ONNX; see `bfloat16`
 Converter = Callable[[Sequence[Any], dict[str, Any]], Any]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from mlc.frontend.ops.arith import round_even
 from mlc.frontend.ops.conv import convolve
 from mlc.frontend.ops.linear import matmul
-from mlc.frontend.ops.operands import dtype_named, dtype_of, optional, shape_of
+from mlc.frontend.ops.operands import dtype_named, dtype_of, fixed, optional, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,8 +69,7 @@ def _spread(value: Any, shape: Sequence[int], attributes: dict[str, Any]) -> Any
     if len(own) == 1:
         return relay.reshape(value, [-1 if k == axis else 1 for k in range(len(shape))])
     block = attributes.get("block_size", 0) or -(-shape[axis] // own[axis])
-    repeated = relay.repeat(value, block, axis)
-    return relay.strided_slice(repeated, [0], [shape[axis]], axes=[axis])
+    return relay.take(value, fixed(np.arange(shape[axis]) // block), axis=axis)
 
 
 def qlinear_matmul(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:

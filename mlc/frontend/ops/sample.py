@@ -92,6 +92,15 @@ def _reshaped(value: Any, shape: Sequence[int]) -> Any:
     return relay.reshape(value, shape)
 
 
+def gather_linear(flat: Any, size: Sequence[int], places: Sequence[Any]) -> Any:
+    """Return data [N, C, elements of `size`] at places [N, samples] per axis; zeros outside."""
+    taps = [
+        [_pixel(tap, 0.0, length - 1.0, length, "zeros") for tap in _linear(place)]
+        for place, length in zip(places, size, strict=True)
+    ]
+    return _combine(flat, size, taps)
+
+
 def _combine(flat: Any, size: Sequence[int], taps: Sequence[Sequence[_Tap]]) -> Any:
     """Return the weighted sum over all combinations of one tap per axis, [N, C, samples]."""
     from tvm import relay

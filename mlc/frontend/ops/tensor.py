@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlc.errors import ModelError
+from mlc.frontend.ops.bfloat16 import narrow, widen
 from mlc.frontend.ops.operands import (
+    BFLOAT16,
     constant,
     dtype_named,
     dtype_of,
@@ -30,6 +32,8 @@ _MAX_RANGE = 1 << 24  # elements: a model file is small, what it counts to need 
 
 def cast(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     """Cast-1 to -25; `saturate` concerns 8-bit floats only, which are not supported anyway."""
+    if attributes["to"] == BFLOAT16:
+        return widen(narrow(inputs[0]))  # rounded to what the type can hold
     return _converted(inputs[0], dtype_named(attributes["to"]))
 
 
@@ -137,6 +141,37 @@ def space_to_depth(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     order = [0, 1, 3, 5, 2, 4] if crd else [0, 3, 5, 1, 2, 4]
     moved = relay.transpose(relay.reshape(inputs[0], split), order)
     return relay.reshape(moved, [batch, channels * size * size, height // size, width // size])
+
+
+def squeeze(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """Squeeze-1 to -25: axes of size 1 taken away, all of them if none is named."""
+    from tvm import relay
+
+    shape = shape_of(inputs[0])
+    axes = _axes(inputs, attributes, len(shape))
+    if axes is None:
+        axes = [k for k, size in enumerate(shape) if size == 1]
+    if any(shape[axis] != 1 for axis in axes):
+        raise ModelError(f"axes {axes} of {shape} are not all of size 1")
+    return relay.reshape(inputs[0], [n for k, n in enumerate(shape) if k not in axes])
+
+
+def unsqueeze(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """Unsqueeze-1 to -25: axes of size 1, numbered as in the result."""
+    from tvm import relay
+
+    shape = shape_of(inputs[0])
+    given = attributes.get("axes") or integers(inputs[1])
+    axes = sorted(axis % (len(shape) + len(given)) for axis in given)
+    for axis in axes:
+        shape.insert(axis, 1)
+    return relay.reshape(inputs[0], shape)
+
+
+def _axes(inputs: Sequence[Any], attributes: dict[str, Any], rank: int) -> list[int] | None:
+    given = optional(inputs, 1)
+    axes = attributes.get("axes") if given is None else integers(given)
+    return None if axes is None else [axis % rank for axis in axes]
 
 
 def trilu(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
