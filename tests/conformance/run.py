@@ -19,6 +19,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 if sys.version_info >= (3, 11):
@@ -46,11 +47,11 @@ def main() -> int:
     ):
         outcomes[outcome.name] = outcome
         if position % 100 == 99 and not options.json:
-            time.perf_counter() - started
-    if options.json:
-        pass
-    else:
-        pass
+            spent = time.perf_counter() - started
+            sys.stderr.write(f"{position + 1}/{len(todo)} tests, {spent:.0f} s\n")
+    facts = [{**_facts(c), **asdict(outcomes[c.name])} for c in todo]
+    report = f"{table(cases, outcomes)}\n\n{summary(cases, outcomes)}"
+    sys.stdout.write((json.dumps(facts) if options.json else report) + "\n")
     if options.engine != "mlc":
         return 0
     known = read_known()
@@ -58,6 +59,7 @@ def main() -> int:
         KNOWN.write_text(listing(todo, outcomes, known))
         return 0
     surprises = compare(todo, outcomes, known)
+    sys.stderr.write("\n".join(surprises or ["as the list of known failures has it"]) + "\n")
     return 1 if surprises else 0
 
 

@@ -1,6 +1,6 @@
 """Convolutions.
 
-Source: onnx/docs/Operators.md (Conv, ConvTranspose, DeformConv, Col2Im, by version).
+Source: onnx/docs/Operators.md (Conv, ConvTranspose, Col2Im, by version).
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from mlc.frontend.ops.pool import windows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_LAYOUTS = {1: ("NCW", "OIW"), 2: ("NCHW", "OIHW"), 3: ("NCDHW", "OIDHW")}
 
 
 def conv(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
@@ -132,7 +130,7 @@ def col2im(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
 
 
 def _require_rank(rank: int) -> None:
-    if rank not in _LAYOUTS:
+    if rank not in (1, 2, 3):
         raise ModelError(f"a convolution over {rank} axes is not supported")
 
 

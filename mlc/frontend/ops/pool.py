@@ -1,8 +1,8 @@
 """Pooling, and the padding that convolutions share with it.
 
-Source: onnx/docs/Operators.md (AveragePool-1 to -22, MaxPool-1 to -22, LpPool-1 to -22, MaxUnpool-9
-to -22, Conv, `auto_pad`), and the formulas for output sizes there: with `ceil_mode` a window that would start behind
-the data and its left padding is dropped.
+Source: onnx/docs/Operators.md (AveragePool, MaxPool, LpPool, MaxUnpool, versions to 22; `auto_pad` of
+Conv), and the formulas for output sizes there: with `ceil_mode` a window that would start behind the
+data and its left padding is dropped.
 """
 
 from __future__ import annotations

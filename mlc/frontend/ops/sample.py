@@ -67,6 +67,8 @@ def grid_sample(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
 
 def affine_grid(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     """AffineGrid-20: the places of a regular grid, moved by an affine map per batch entry."""
+    from tvm import relay
+
     theta, (batch, _, *size) = inputs[0], integers(inputs[1])
     corners = bool(attributes.get("align_corners", 0))
     axes = []
@@ -77,19 +79,8 @@ def affine_grid(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     # The last axis of the result has x first, and 1 behind the coordinates.
     grid = np.stack([*np.meshgrid(*axes, indexing="ij")[::-1], np.ones(size)], -1)
     points = fixed(grid.reshape(-1, len(size) + 1).astype(dtype_of(theta)))
-    return _reshaped(matmul([points, _swapped(theta)], {}), [batch, *size, len(size)])
-
-
-def _swapped(value: Any) -> Any:
-    from tvm import relay
-
-    return relay.transpose(value, [0, 2, 1])
-
-
-def _reshaped(value: Any, shape: Sequence[int]) -> Any:
-    from tvm import relay
-
-    return relay.reshape(value, shape)
+    moved = matmul([points, relay.transpose(theta, [0, 2, 1])], attributes)
+    return relay.reshape(moved, [batch, *size, len(size)])
 
 
 def gather_linear(flat: Any, size: Sequence[int], places: Sequence[Any]) -> Any:
