@@ -221,13 +221,15 @@ def _verified(path: Path, options: CompileOptions) -> tuple[dict[str, Any], Cove
 
 def load(file: Any, shapes: tuple[str, ...], on_event: OnEvent) -> tuple[Any, Any]:
     """Return (Model, the simplified file) of a file that was read, its shapes fixed."""
-    from mlc.frontend import convert, simplify
+    from mlc.frontend import control, convert, expand, simplify
     from mlc.frontend import shapes as fixing
 
     fixed = fixing.fix(file, fixing.parse(shapes), on_event)
-    simplified = timed("simplify", on_event, lambda: simplify.simplify(fixed, on_event))
-    model = timed("convert", on_event, lambda: convert.convert(simplified))
-    return model, simplified
+    expanded = timed("expand", on_event, lambda: expand.expand(fixed))
+    simplified = timed("simplify", on_event, lambda: simplify.simplify(expanded, on_event))
+    flat = control.flatten(simplified)
+    model = timed("convert", on_event, lambda: convert.convert(flat))
+    return model, flat
 
 
 def _lookup(options: CompileOptions, chosen: target.Target, on_event: OnEvent) -> Lookup:

@@ -1,5 +1,5 @@
 """From an ONNX file to a `Model`: read, fix shapes, simplify, convert.
 
-path --onnx_file.read--> OnnxFile --shapes.fix--> OnnxFile --simplify.simplify--> OnnxFile
-OnnxFile --convert.convert--> Model
+path --onnx_file.read--> OnnxFile --shapes.fix--> OnnxFile --expand.expand--> OnnxFile
+OnnxFile --simplify.simplify--> OnnxFile --control.flatten--> OnnxFile --convert.convert--> Model
 """

@@ -16,7 +16,9 @@ import onnx
 
 from mlc import tvm_env
 from mlc.errors import MlcError, ModelError
-from mlc.frontend.operators import DTYPES, MICROSOFT, OWN, stock_table
+from mlc.frontend.operators import converter
+from mlc.frontend.ops.bfloat16 import narrow, widen
+from mlc.frontend.ops.operands import BFLOAT16, DTYPES
 from mlc.frontend.support import require_supported
 from mlc.model import Model, Signature, Source, TensorSpec
 from mlc.passes.fold import fold_local
@@ -50,7 +52,6 @@ class _Converter:
         self.file = file
         self.graph = file.proto.graph
         self.opset = file.opset
-        self.stock = stock_table(file.opset)
         _fold_with_numpy()
         self.values: dict[str, _Value] = {}
         self.inputs: list[TensorSpec] = []
@@ -68,7 +69,7 @@ class _Converter:
                 raise _located(self._label(node, position), error.message) from error
             except Exception as error:
                 raise _located(self._label(node, position), tvm_env.reason(error)) from error
-        results = [self._output(info.name) for info in self.graph.output]
+        results = [self._output(info) for info in self.graph.output]
         body = results[0] if len(results) == 1 else relay.Tuple(results)
         module = IRModule.from_expr(relay.Function(self.variables, body))
         module = relay.transform.InferType()(module)
@@ -92,10 +93,14 @@ class _Converter:
             tensor = info.type.tensor_type
             shape = tuple(dim.dim_value for dim in tensor.shape.dim)
             spec = TensorSpec(name=info.name, shape=shape, dtype=_dtype(tensor.elem_type))
-            variable = relay.var(f"input{len(self.inputs)}", shape=shape, dtype=spec.dtype)
+            held = "uint16" if spec.dtype == "bfloat16" else spec.dtype
+            variable = relay.var(f"input{len(self.inputs)}", shape=shape, dtype=held)
             self.inputs.append(spec)
             self.variables.append(variable)
             self.values[info.name] = _Value(variable, variable)
+            if spec.dtype == "bfloat16":
+                stub = relay.var("x", shape=shape, dtype="float32")
+                self.values[info.name] = _Value(widen(variable), stub)
 
     def _add_constants(self) -> None:
         for name, array in self.file.weights.items():
@@ -108,6 +113,8 @@ class _Converter:
     def _add_constant(self, name: str, array: np.ndarray[Any, Any]) -> None:
         from tvm import nd, relay
 
+        if array.dtype.name == "bfloat16":
+            array = array.astype(np.float32)
         if array.dtype.name not in DTYPES:
             raise ModelError(f"tensor {name!r} has the element type {array.dtype.name}")
         constant = relay.Constant(nd.array(np.ascontiguousarray(array).reshape(array.shape)))
@@ -135,23 +142,15 @@ class _Converter:
 
     def _convert(self, node: Any, inputs: list[Any]) -> Any:
         """Return one expression, or a relay.Tuple when the converter has several outputs."""
-        from tvm.relay.expr import TupleWrapper
-        from tvm.relay.frontend.onnx import GraphProto, onnx_input
+        from tvm.relay.frontend.onnx import GraphProto
 
         if node.op_type == "Constant":
             return self._constant_node(node)
         attributes = GraphProto({}, {})._parse_attr(node.attribute)
-        attributes["outputs"] = len(node.output)
-        own = OWN.get(node.op_type)
-        if own is not None and not (node.domain == "com.microsoft" and node.op_type in MICROSOFT):
-            return own(inputs, attributes)
-        del attributes["outputs"]
-        attributes["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
-        graph = GraphProto({}, {}, freeze_params=True)
-        graph.opset = self.opset
-        with graph:
-            local = self.stock[node.op_type](onnx_input(inputs), attributes, {})
-        return local.astuple() if isinstance(local, TupleWrapper) else local
+        attributes |= {"outputs": len(node.output), "opset": self.opset}
+        function = converter(node.domain, node.op_type, self.opset)
+        assert function is not None  # require_supported looked
+        return function(inputs, attributes)
 
     def _constant_node(self, node: Any) -> Any:
         from tvm import nd, relay
@@ -167,10 +166,11 @@ class _Converter:
             raise ModelError(f"a constant of the form {attribute.name!r} is not supported")
         return relay.Constant(nd.array(array))
 
-    def _output(self, name: str) -> Any:
-        if name not in self.values:
-            raise ModelError(f"output {name!r} is computed by no node")
-        return self.values[name].expr
+    def _output(self, info: Any) -> Any:
+        if info.name not in self.values:
+            raise ModelError(f"output {info.name!r} is computed by no node")
+        value = self.values[info.name].expr
+        return narrow(value) if info.type.tensor_type.elem_type == BFLOAT16 else value
 
     def _outputs(self, kind: Any) -> tuple[TensorSpec, ...]:
         kinds = list(kind.fields) if hasattr(kind, "fields") else [kind]
@@ -183,7 +183,9 @@ class _Converter:
                     f"the shape of output {info.name!r} depends on the input's values",
                     "models with such outputs need dynamic shapes, which are not supported yet",
                 ) from None
-            specs.append(TensorSpec(name=info.name, shape=shape, dtype=str(tensor.dtype)))
+            halved = info.type.tensor_type.elem_type == BFLOAT16
+            dtype = "bfloat16" if halved else str(tensor.dtype)
+            specs.append(TensorSpec(name=info.name, shape=shape, dtype=dtype))
         return tuple(specs)
 
     def _label(self, node: Any, position: int) -> str:
@@ -230,6 +232,6 @@ def _dtype(elem_type: int) -> str:
         name = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type)).name)
     except (KeyError, ValueError):
         name = f"type {elem_type}"
-    if name not in DTYPES:
+    if name not in DTYPES | {"bfloat16"}:
         raise ModelError(f"an input has the element type {name}, which is not supported")
     return name

@@ -145,6 +145,16 @@ def _check(path: Path, proto: Any) -> None:
         raise ModelError(f"{path} is not a valid ONNX model: {first}") from None
 
 
+def nodes_of(graph: Any) -> Iterator[Any]:
+    """Yield the nodes of a graph (or function) and of its subgraphs."""
+    pending = [graph]
+    while pending:
+        for node in pending.pop().node:
+            yield node
+            for attribute in node.attribute:
+                pending += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+
+
 def take_weights(proto: Any, path: Path) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
     """Return (proto without large data, large weights by name) of a graph stored at `path`."""
     return _set_apart(proto, _DataFiles(path.parent, hashed=False))

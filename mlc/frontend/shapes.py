@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import onnx
 
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
     from mlc.frontend.onnx_file import OnnxFile
 
-_BATCH = re.compile(r"(^|[_.])(batch(_?size)?|bs|n|b)($|[_.\d])|^(unk__\d+|s0|\?)$", re.IGNORECASE)
+# A first dimension is taken for the batch anyway; further back its name must say so.
+_BATCH = re.compile(r"(^|[_.])(batch(_?size)?|bs)($|[_.\d])|^[nb]\d*$", re.IGNORECASE)
 _EXAMPLES = (  # what a pasted suggestion says, by what the dimension's name reminds of
     (re.compile(r"height|width|^[hw]$|image|size", re.IGNORECASE), 224),
     (re.compile(r"seq|length|len|tokens?|^[ts]$", re.IGNORECASE), 128),
 )
+_T = TypeVar("_T")
 _MAX_DIGITS = 9  # of a size: far beyond what a tensor can have, and within 32 bits
 
 
@@ -40,7 +42,8 @@ def parse(options: Sequence[str]) -> ShapeRequest:
     """Return what the `--shape` options ask for.
 
     Raises:
-        UsageError: an option has neither form, or a size below 1.
+        UsageError: an option has neither form or a size beyond what a tensor can have, or two
+            options contradict each other.
     """
     inputs: dict[str, tuple[int, ...]] = {}
     dims: dict[str, int] = {}
@@ -48,9 +51,9 @@ def parse(options: Sequence[str]) -> ShapeRequest:
         name, colon, sizes = option.rpartition(":")
         dim, equals, size = option.rpartition("=")
         if colon and re.fullmatch(r"(\d+(,\d+)*)?", sizes.replace(" ", "")):
-            inputs[name] = tuple(_size(size) for size in sizes.split(",") if size.strip())
+            _set(inputs, name, tuple(_size(size) for size in sizes.split(",") if size.strip()))
         elif equals and size.strip().isdecimal():
-            dims[dim] = _size(size)
+            _set(dims, dim, _size(size))
         else:
             raise UsageError(
                 f"--shape {option!r} is not understood",
@@ -60,9 +63,15 @@ def parse(options: Sequence[str]) -> ShapeRequest:
     return ShapeRequest(inputs=inputs, dims=dims)
 
 
+def _set(values: dict[str, _T], name: str, value: _T) -> None:
+    if values.setdefault(name, value) != value:
+        raise UsageError(f"--shape is given twice for {name!r}, with different sizes")
+
+
 def _size(text: str) -> int:
-    if len(text.strip()) > _MAX_DIGITS or int(text) < 1:
-        raise UsageError(f"--shape needs sizes from 1 to {10**_MAX_DIGITS - 1}")
+    # 0 is a size: of the past that a text generator starts without, for instance.
+    if len(text.strip()) > _MAX_DIGITS:
+        raise UsageError(f"--shape needs sizes from 0 to {10**_MAX_DIGITS - 1}")
     return int(text)
 
 

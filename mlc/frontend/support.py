@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlc.errors import UnsupportedError
+from mlc.frontend.onnx_file import nodes_of
 from mlc.frontend.operators import supported
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _ADVICE = {
     "com.microsoft": "written by ONNX Runtime's optimizer: export without it, or save with "
@@ -47,7 +45,7 @@ def unsupported(proto: Any) -> list[Unsupported]:
     """Return the operators of a graph (subgraphs included) that cannot be converted, sorted."""
     opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in proto.opset_import}
     found: dict[tuple[str, str], list[str]] = {}
-    for position, node in enumerate(_all_nodes(proto.graph)):
+    for position, node in enumerate(nodes_of(proto.graph)):
         domain = "" if node.domain == "ai.onnx" else node.domain
         if not supported(domain, node.op_type, opsets.get(domain, 1)):
             name = node.name or f"#{position}"
@@ -75,11 +73,3 @@ def require_supported(proto: Any) -> None:
             f"{len(missing)} operator(s) in {total} node(s) cannot be converted:\n{listing}",
             "see the advice behind each; the rest of the model is supported",
         )
-
-
-def _all_nodes(graph: Any) -> Iterable[Any]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in [attribute.g, *attribute.graphs]:
-                yield from _all_nodes(inner)

@@ -77,8 +77,11 @@ def random(
     arrays = {}
     for spec in specs:
         generator = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
+        if spec.dtype == "bfloat16":
+            import ml_dtypes  # noqa: F401 - gives numpy the name; onnx brings it
+
         dtype = np.dtype(spec.dtype)
-        if dtype.kind == "f":
+        if dtype.kind == "f" or spec.dtype == "bfloat16":
             arrays[spec.name] = generator.standard_normal(spec.shape).astype(dtype)
         elif dtype.kind == "b":
             arrays[spec.name] = generator.integers(0, 2, spec.shape).astype(bool)

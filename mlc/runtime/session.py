@@ -225,6 +225,9 @@ def _load_library(tvm: Any, code: memoryview, path: Path) -> Any:
 def _view(tensor: Any, spec: TensorSpec) -> Array:
     """Return a numpy view of a TVM tensor's memory."""
     handle = tensor.handle.contents
+    if spec.dtype == "bfloat16":
+        import ml_dtypes  # noqa: F401 - gives numpy the name; onnx brings it
+
     dtype = np.dtype(spec.dtype)
     size = int(np.prod(spec.shape, dtype=np.int64)) * dtype.itemsize
     memory = (ctypes.c_uint8 * max(size, 1)).from_address(handle.data + handle.byte_offset)

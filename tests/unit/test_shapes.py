@@ -74,6 +74,8 @@ def pasted(hint: str | None) -> list[str]:
         ("a:b=3", {}, {"a:b": 3}),
         ("größe=12", {}, {"größe": 12}),
         ("n=999999999", {}, {"n": 999999999}),
+        ("past:1,8,0,64", {"past": (1, 8, 0, 64)}, {}),  # a text generator's empty past
+        ("past_len=0", {}, {"past_len": 0}),
     ],
 )
 def test_both_forms_are_understood(option: str, inputs: Shapes, dims: dict[str, int]) -> None:
@@ -100,11 +102,21 @@ def test_other_forms_are_not(option: str) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    ["x:0", "x:1,0,3", "n=0", "n=1000000000", "x:1,99999999999999999999", "n=" + "9" * 5000],
+    ["n=1000000000", "x:1,99999999999999999999", "n=" + "9" * 5000],
 )
 def test_sizes_that_no_tensor_has_are_refused(option: str) -> None:
-    with pytest.raises(UsageError, match="sizes from 1 to 999999999"):
+    with pytest.raises(UsageError, match="sizes from 0 to 999999999"):
         shapes.parse([option])
+
+
+@pytest.mark.parametrize("options", [("h=3", "h=4"), ("x:1,2", "x:1,3"), ("h=3", "w=2", "h=1")])
+def test_options_that_contradict_each_other_are_refused(options: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match=r"given twice for '[hx]', with different sizes"):
+        shapes.parse(options)
+
+
+def test_saying_the_same_twice_is_no_contradiction() -> None:
+    assert shapes.parse(["h=3", "h=3"]).dims == {"h": 3}
 
 
 # --- what is guessed -----------------------------------------------------------------------------
@@ -121,6 +133,12 @@ def test_a_batch_like_name_becomes_1_wherever_it_stands(name: str) -> None:
     found, notices = fix(model({"x": [5, name, 3]}))
     assert found == {"x": (5, 1, 3)}
     assert notices == [f"input 'x': {name} is set to 1 (batch-like)"]
+
+
+@pytest.mark.parametrize("name", ["n_tokens", "b_x", "unk__7", "s0", "n.heads", "?"])
+def test_a_name_that_only_begins_like_a_batch_is_asked_for(name: str) -> None:
+    with pytest.raises(ModelError, match="sizes open that cannot be guessed"):
+        fix(model({"x": [5, name, 3]}))
 
 
 @pytest.mark.parametrize(
