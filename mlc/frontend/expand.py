@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlc.frontend.onnx_file import OnnxFile
 
 _BODIES = "mlc.bodies"
+_KEPT = frozenset({"Bernoulli"})  # its body only names another operator that draws numbers
 _MAX_DEPTH = 8  # of bodies that use functions in turn; ONNX's own need 3
 
 
@@ -100,7 +101,9 @@ def _expandable(proto: Any) -> list[tuple[str, str]]:
     found = set()
     for node in nodes_of(proto.graph):
         domain = "" if node.domain == "ai.onnx" else node.domain
-        if domain not in versions or supported(domain, node.op_type, versions[domain]):
+        if domain not in versions or node.op_type in _KEPT:
+            continue
+        if supported(domain, node.op_type, versions[domain]):
             continue
         try:
             schema = onnx.defs.get_schema(node.op_type, versions[domain], domain)

@@ -51,9 +51,10 @@ def parse(options: Sequence[str]) -> ShapeRequest:
         name, colon, sizes = option.rpartition(":")
         dim, equals, size = option.rpartition("=")
         if colon and re.fullmatch(r"(\d+(,\d+)*)?", sizes.replace(" ", "")):
-            _set(inputs, name, tuple(_size(size) for size in sizes.split(",") if size.strip()))
+            # A whole input may be empty: the past that a text generator starts without, say.
+            _set(inputs, name, tuple(_size(n, 0) for n in sizes.split(",") if n.strip()))
         elif equals and size.strip().isdecimal():
-            _set(dims, dim, _size(size))
+            _set(dims, dim, _size(size, 1))
         else:
             raise UsageError(
                 f"--shape {option!r} is not understood",
@@ -68,10 +69,9 @@ def _set(values: dict[str, _T], name: str, value: _T) -> None:
         raise UsageError(f"--shape is given twice for {name!r}, with different sizes")
 
 
-def _size(text: str) -> int:
-    # 0 is a size: of the past that a text generator starts without, for instance.
-    if len(text.strip()) > _MAX_DIGITS:
-        raise UsageError(f"--shape needs sizes from 0 to {10**_MAX_DIGITS - 1}")
+def _size(text: str, least: int) -> int:
+    if len(text.strip()) > _MAX_DIGITS or int(text) < least:
+        raise UsageError(f"--shape needs sizes from {least} to {10**_MAX_DIGITS - 1}")
     return int(text)
 
 
