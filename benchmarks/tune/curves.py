@@ -5,6 +5,7 @@ Pure arithmetic on records, the same for every tool that wrote them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,15 @@ SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of the trials: where artifact
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """What a task weighs: `calls` per run of the model, `untuned` seconds a call by default."""
+    """What a task weighs: `calls` per run of the model, `untuned` seconds a call by default.
+
+    `rival` is the task that computes the same (empty: none), of which the model uses the faster one;
+    `untuned` is 0 where the default was not timed, since the model does not use it.
+    """
 
     calls: int
     untuned: float
+    rival: str = ""
 
 
 def trials_of(records: Iterable[Record], keys: Iterable[str]) -> list[Record]:
@@ -44,18 +50,25 @@ def best_of(
             best[record.workload] = record
     if default is None:
         return best
-    return {key: found for key, found in best.items() if found.cost < default[key].untuned}
+    return {
+        key: found
+        for key, found in best.items()
+        if not default[key].untuned or found.cost < default[key].untuned
+    }
 
 
 def estimate(best: Mapping[str, Record], weights: Mapping[str, Weight]) -> float:
     """Return the latency of the tunable part in seconds: calls times cost, summed over the tasks.
 
-    A task without a record costs what it costs untuned.
+    A task without a record costs what it costs untuned; of two rivals the faster one counts.
     """
-    return sum(
-        weight.calls * (best[key].cost if key in best else weight.untuned)
-        for key, weight in weights.items()
-    )
+    layers: dict[frozenset[str], float] = {}
+    for key, weight in weights.items():
+        cost = best[key].cost if key in best else weight.untuned
+        if cost:
+            layer = frozenset({key, weight.rival})
+            layers[layer] = min(weight.calls * cost, layers.get(layer, math.inf))
+    return sum(layers.values())
 
 
 def curve(

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +44,15 @@ def weights_of(setup: Setup, model: str) -> dict[str, Weight]:
         empty = setup.out / "no-logs"
         empty.mkdir(exist_ok=True)
         found = mlc(setup, "tune", path, "--list", "--target", setup.target, "--logs", empty)
-        return [[task["key"], task["calls"], task["seconds"]] for task in found["tasks"]]
+        return [
+            [task["key"], task["calls"], task["seconds"], task["rival"]] for task in found["tasks"]
+        ]
 
     rows = once(setup.out / f"tasks-{path.stem}.json", listed)
-    return {key: Weight(calls=calls, untuned=seconds) for key, calls, seconds in rows}
+    return {
+        key: Weight(calls=calls, untuned=seconds, rival=rival)
+        for key, calls, seconds, rival in rows
+    }
 
 
 def tuned(setup: Setup, model: str, seed: int, folder: Path, *flags: str) -> dict[str, Any]:
@@ -71,7 +77,7 @@ def timed_defaults(weights: Mapping[str, Weight], report: Mapping[str, Any]) -> 
     """
     found = {task["id"]: task["untuned"] for task in report["tasks"]}
     return {
-        key: Weight(calls=weight.calls, untuned=found.get(workload_id(key)) or weight.untuned)
+        key: replace(weight, untuned=found.get(workload_id(key)) or weight.untuned)
         for key, weight in weights.items()
     }
 

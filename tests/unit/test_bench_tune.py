@@ -53,6 +53,21 @@ def test_a_default_that_is_faster_is_kept_when_asked():
     assert curves.curve(trials, [], WEIGHTS, WEIGHTS)[-1] == (2, 24.0)
 
 
+def test_of_two_rivals_the_faster_one_counts():
+    """C computes the same as A; its default was never timed."""
+    c = workload_key(["c"])
+    weights = {
+        A: Weight(calls=2, untuned=10.0, rival=c),
+        B: WEIGHTS[B],
+        c: Weight(calls=2, untuned=0.0, rival=A),
+    }
+    trials = [record(c, 12.0, 1), record(c, 7.0, 2), record(A, 6.0, 3)]
+    assert curves.curve(trials, [1, 2], weights, weights) == [
+        (0, 25.0), (1, 25.0), (2, 19.0), (3, 17.0),
+    ]  # fmt: skip
+    assert curves.best_of(trials, weights).keys() == {A, c}
+
+
 def test_reached_is_never_before_the_first_trial():
     points = [(0, 1.0), (4, 3.0), (8, 2.0), (12, 2.0)]
     assert curves.reached(points, 2.0) == 8
