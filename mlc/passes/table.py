@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from mlc.passes.fast_math import take_fast_math
 from mlc.passes.fold import fold_module
 from mlc.passes.horizontal import combine_batch_matmul, combine_conv2d, combine_dense
 from mlc.passes.layout import alter_layout
@@ -98,6 +99,9 @@ PASSES: tuple[Pass, ...] = (
          help="evaluate what the passes above left on the weights"),
     Pass(name="flatten-atrous-conv", stage="relay", level=2, needs=("nn.batch_to_space_nd",), run=_relay("FlattenAtrousConv"),
          help="space-to-batch, conv, batch-to-space become one dilated convolution"),
+    Pass(name="fast-math", stage="relay", level=3, needs=("erf", "tanh"), exact=False,
+         run=take_fast_math,
+         help="erf and tanh by rational functions on vectors (not with --exact)"),
     Pass(name="winograd", stage="relay", level=3, needs=("nn.conv2d",), exact=False, run=take_winograd,
          help="3x3 convolutions with fewer multiplications, where that is faster (not with --exact)"),
     Pass(name="alter-layout", stage="relay", level=3, run=alter_layout,

@@ -1,0 +1,60 @@
+"""erf and tanh on vectors: as near as float32 needs, everywhere, and refused by `--exact`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from mlc.passes.fast_math import FAST, take_fast_math
+from tests import models
+from tests.compiler.conftest import calls_of
+
+OPERATORS = {"Erf": (math.erf, "erf"), "Tanh": (math.tanh, "tanh")}
+ATOL = 1e-6  # float32; both functions lie within -1 and 1
+
+EDGES = [0.0, -0.0, 1e-40, 1e-20, 3.9, 4.0, 4.1, 7.9, 9.1, 88.0, 1e30, np.inf]
+
+
+def values() -> np.ndarray:
+    edges = np.array([*EDGES, *(-v for v in EDGES)])
+    return np.concatenate([edges, np.linspace(-10, 10, 4001)]).astype(np.float32)
+
+
+def network(operator: str, size: int, kind: int = TensorProto.FLOAT) -> Any:
+    node = helper.make_node(operator, ["x"], ["y"], "only")
+    return models.model([node], {"x": [size]}, ["y"], types={"x": kind, "y": kind})
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_values(converted: Any, execute: Any, operator: str) -> None:
+    exact, name = OPERATORS[operator]
+    x = values()
+    model = converted(network(operator, len(x)))
+    assert FAST[name] in {call.op.name for call in calls_of(take_fast_math(model.module))}
+    y = execute(model, {"x": x}, 3)["y"]
+    expected = np.array([exact(float(v)) for v in x])
+    np.testing.assert_allclose(y, expected, rtol=0, atol=ATOL)
+    assert np.all(np.abs(y) <= 1 + ATOL)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_nan_stays_nan(converted: Any, execute: Any, operator: str) -> None:
+    x = np.array([np.nan, 0.5, np.nan, -0.5] * 9, np.float32)  # in vectors and in the tail
+    y = execute(converted(network(operator, len(x))), {"x": x}, 3)["y"]
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(x))
+
+
+def test_other_types_are_left_alone(converted: Any) -> None:
+    model = converted(network("Tanh", 8, TensorProto.DOUBLE))
+    assert take_fast_math(model.module) is model.module
+
+
+def test_exact_refuses_it(compiled: Any) -> None:
+    proto = network("Erf", 64)
+    assert "fast-math" in compiled(proto).manifest["passes"]
+    assert "fast-math" not in compiled(proto, exact=True).manifest["passes"]
+    assert "fast-math" not in compiled(proto, opt_level=2).manifest["passes"]
