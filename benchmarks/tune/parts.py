@@ -107,7 +107,7 @@ def against_untuned_and_equal(setup: Setup, seed: int, *, with_equal: bool) -> d
         bests = {"untuned": {}, "equal": curves.best_of(theirs)} if theirs else {"untuned": {}}
         marks = [n for n in curves.checkpoints(setup.trials) if n <= len(ours)] if theirs else []
         bests |= {f"ours@{n}": curves.best_of(ours[:n], weights) for n in marks}
-        artifacts, same = _compile_each(setup, model, bests, folder / "artifacts")
+        artifacts, same = _compile_each(setup, model, bests, folder / "artifacts", weights)
         artifacts["ours"] = folder / "artifacts/ours.mlc"
         logs = ("--logs", folder / "ours/logs")
         mlc(setup, "compile", model, "-o", artifacts["ours"], "--target", setup.target, *logs)
@@ -155,9 +155,14 @@ def _equal_split(setup: Setup, seed: int, weights: Mapping[str, Weight]) -> list
 
 
 def _compile_each(
-    setup: Setup, model: Path, bests: Mapping[str, Mapping[str, Record]], folder: Path
+    setup: Setup,
+    model: Path,
+    bests: Mapping[str, Mapping[str, Record]],
+    folder: Path,
+    weights: Mapping[str, Weight],
 ) -> tuple[dict[str, Path], dict[str, str]]:
     """Return the artifacts by name, and for what would be the same one the name of the first."""
+    rivals = {key: weight.rival for key, weight in weights.items() if weight.rival}
     artifacts: dict[str, Path] = {}
     same: dict[str, str] = {}
     first: dict[str, str] = {}
@@ -167,7 +172,7 @@ def _compile_each(
             same[name] = first[configs]
             continue
         first[configs] = name
-        artifacts[name] = compiled(setup, model, best, folder / f"{name}.mlc")
+        artifacts[name] = compiled(setup, model, best, folder / f"{name}.mlc", rivals)
     return artifacts, same
 
 
@@ -208,7 +213,7 @@ def transfer(setup: Setup, seed: int) -> dict[str, Any]:
         marks = {f"{name}@{n}": runs[name][:n] for name in runs
                  for n in {*(n for n in reach.values() if n), len(runs[name])}}  # fmt: skip
         bests = {mark: curves.best_of(found, weights) for mark, found in marks.items()}
-        artifacts, same = _compile_each(setup, model, bests, folder / "artifacts")
+        artifacts, same = _compile_each(setup, model, bests, folder / "artifacts", weights)
         found = _race(setup, artifacts, f"transfer, seed {seed}")
         finals = {same.get(mark, mark) for mark in (f"{name}@{len(runs[name])}" for name in runs)}
         best = min(finals, key=found.seconds)
