@@ -201,7 +201,8 @@ class _Mapped:
 
     def _directory(self, file: IO[bytes]) -> dict[str, zipfile.ZipInfo]:
         try:
-            entries = zipfile.ZipFile(file).infolist()
+            with zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
         except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError):
             raise self._damaged("it is no mlc artifact, or was cut short") from None
         if tuple(entry.filename for entry in entries) != _MEMBERS or any(

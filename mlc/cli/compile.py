@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from mlc.options import OPT_LEVELS, CompileOptions
+from mlc.cli.options import opt_level, shapes
+from mlc.options import CompileOptions
 
 DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
 
@@ -23,22 +24,11 @@ DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
     "`mlc targets` lists the others; a TVM target string works too.",
 )
 @click.option("-o", "--output", help="The artifact's path [default: the model's name with .mlc].")
-@click.option(
-    "-O",
-    "--opt-level",
-    type=click.IntRange(OPT_LEVELS[0], OPT_LEVELS[-1]),
-    default=DEFAULTS["opt_level"],
-    show_default=True,
-    help="0: every operator a kernel, 1: fusion, 2: and scale folding, 3: and layouts.",
+@opt_level(
+    DEFAULTS["opt_level"],
+    "0: every operator a kernel, 1: fusion, 2: and scale folding, 3: and layouts.",
 )
-@click.option(
-    "-s",
-    "--shape",
-    "shapes",
-    multiple=True,
-    metavar="NAME:1,3,224,224|DIM=1",
-    help="Fix an input's shape, or a named dimension wherever it occurs. Repeatable.",
-)
+@shapes()
 @click.option("--records", help="Apply the tuning records in this AutoTVM log.")
 @click.option("--logs", help="The folder of tuning logs [default: tuning_logs here, if any].")
 @click.option(
@@ -51,7 +41,7 @@ DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
 @click.option(
     "--exact",
     is_flag=True,
-    help="No algorithm that rounds otherwise than the model's own (Winograd's convolution).",
+    help="No algorithm that rounds otherwise than the model's own (Winograd's convolution, erf and tanh on vectors).",
 )
 @click.option(
     "--verify/--no-verify",

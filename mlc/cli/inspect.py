@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from mlc.options import OPT_LEVELS, InspectOptions
+from mlc.cli.options import opt_level, shapes
+from mlc.options import InspectOptions
 
 DEFAULTS = {field.name: field.default for field in fields(InspectOptions)}
 _SHOWN_KERNELS = 12
@@ -22,22 +23,8 @@ _SHOWN_KERNELS = 12
 @click.option("--dump-ir", metavar="DIR", help="Write the IR around every pass, to assembly.")
 @click.option("--kernel", help="The kernel that --dump-ir shows [default: the heaviest].")
 @click.option("-t", "--target", default=DEFAULTS["target"], help="See `mlc targets`.")
-@click.option(
-    "-O",
-    "--opt-level",
-    type=click.IntRange(OPT_LEVELS[0], OPT_LEVELS[-1]),
-    default=DEFAULTS["opt_level"],
-    show_default=True,
-    help="The level whose passes run; compare 0 with 3.",
-)
-@click.option(
-    "-s",
-    "--shape",
-    "shapes",
-    multiple=True,
-    metavar="NAME:1,3,224,224|DIM=1",
-    help="Fix an input's shape, or a named dimension wherever it occurs. Repeatable.",
-)
+@opt_level(DEFAULTS["opt_level"], "The level whose passes run; compare 0 with 3.")
+@shapes()
 @click.option("--json", "json_mode", is_flag=True, help="Result and progress as JSON.")
 def inspect(path: str, json_mode: bool, **asked: Any) -> None:
     """Show what a MODEL (ONNX) or an ARTIFACT holds, and what each pass makes of a model.

@@ -12,8 +12,9 @@ from typing import Any
 
 import click
 
+from mlc.cli.options import opt_level, shapes
 from mlc.errors import Interrupted, UsageError
-from mlc.options import OPT_LEVELS, TuneOptions
+from mlc.options import TuneOptions
 
 _WIDE = 120  # characters, from which a table of tasks shows everything
 _ONLY_WIDE = ("shapes", "GFLOP/s", "output")
@@ -31,22 +32,8 @@ DEFAULTS = {field.name: field.default for field in fields(TuneOptions)}
 )
 @click.option("--budget", help="Time, such as 20m, 90s or 1h; whichever ends first.")
 @click.option("-t", "--target", help="What to tune for [default: mlc.toml's, else llvm].")
-@click.option(
-    "-O",
-    "--opt-level",
-    type=click.IntRange(OPT_LEVELS[0], OPT_LEVELS[-1]),
-    default=DEFAULTS["opt_level"],
-    show_default=True,
-    help="As for `mlc compile`.",
-)
-@click.option(
-    "-s",
-    "--shape",
-    "shapes",
-    multiple=True,
-    metavar="NAME:1,3,224,224|DIM=1",
-    help="As for `mlc compile`.",
-)
+@opt_level(DEFAULTS["opt_level"], "As for `mlc compile`.")
+@shapes("As for `mlc compile`.")
 @click.option("--logs", help="Where records are kept [default: tuning_logs beside mlc.toml].")
 @click.option("--list", "list_only", is_flag=True, help="Show the tasks and measure nothing.")
 @click.option("--tasks", help="Only these: positions (0,2-4) or parts of their names.")

@@ -16,7 +16,7 @@ from tvm.relay.op import op as relay_op
 from tvm.relay.op.strategy import generic, x86
 from tvm.topi.utils import get_const_tuple
 
-from mlc.schedules import gemm
+from mlc.schedules import gemm, operator
 
 TEMPLATE = "dense_mlc.x86"
 PACKED = "mlc.dense_packed"
@@ -62,15 +62,13 @@ def packed(data: Any, weight: Any, units: int) -> Any:
 
 def install() -> None:
     """Register the operator with packed weights, and the strategies of both."""
-    relay_op.register(PACKED, "a dense layer, its weights in panels [N / columns, K, columns]")
-    op = relay.op.get(PACKED)
-    op.set_num_inputs(2)
-    op.add_argument("data", "Tensor", "activations [m, k]")
-    op.add_argument("weight", "Tensor", "weights [panels, k, columns], zeros behind n")
-    op.set_attrs_type_key("DictAttrs")
-    op.set_support_level(10)
-    op.add_type_rel("MlcDensePacked", _packed_type)
-    relay_op.register_pattern(PACKED, relay_op.OpPattern.OUT_ELEMWISE_FUSABLE)
+    operator.register(
+        PACKED,
+        "a dense layer, its weights in panels [N / columns, K, columns]",
+        "activations [m, k]",
+        "weights [panels, k, columns], zeros behind n",
+        ("MlcDensePacked", _packed_type),
+    )
     relay_op.register_strategy(PACKED, _packed_strategy)
     generic.dense_strategy.register("cpu", _dense_strategy, override=True)
 

@@ -212,12 +212,20 @@ def pack(known: Problem, tile: list[int], element: Callable[..., Any]) -> Any:
 
 def schedule(cfg: Any, outs: Any) -> Any:
     """Return the schedule of a `product` with what Relay fused behind it."""
+    return schedule_tagged(_TAG, _schedule_product, cfg, outs)
+
+
+def schedule_tagged(tag: str, stages: Callable[..., None], cfg: Any, outs: Any) -> Any:
+    """Return a schedule in which `stages(s, cfg, tensor, output)` did the tensor with a tag.
+
+    What Relay fused around it is inlined.
+    """
     outs = [outs] if isinstance(outs, te.Tensor) else outs
     s = te.create_schedule([out.op for out in outs])
 
     def visit(op: Any) -> None:
-        if op.tag == _TAG:
-            _schedule_product(s, cfg, op.output(0), outs[0])
+        if op.tag == tag:
+            stages(s, cfg, op.output(0), outs[0])
 
     traverse_inline(s, outs[0].op, visit)
     return s

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm import autotvm, te, tir
 from tvm.autotvm.task.space import OtherOptionEntity
-from tvm.topi.utils import get_const_tuple, traverse_inline
+from tvm.topi.utils import get_const_tuple
 
 from mlc.schedules import gemm
 from mlc.schedules.transforms import SIZES, TAPS, transform_input, transform_output
@@ -332,12 +332,4 @@ def _outputs(plan: Plan, products: Any) -> Any:
 @autotvm.register_topi_schedule(TEMPLATE)  # type: ignore[untyped-decorator]
 def schedule_conv2d(cfg: Any, outs: Any) -> Any:
     """Return the schedule of a convolution with what Relay fused behind it."""
-    outs = [outs] if isinstance(outs, te.Tensor) else outs
-    s = te.create_schedule([out.op for out in outs])
-
-    def visit(op: Any) -> None:
-        if op.tag == _TAG:
-            schedule_stages(s, cfg, op.output(0), outs[0])
-
-    traverse_inline(s, outs[0].op, visit)
-    return s
+    return gemm.schedule_tagged(_TAG, schedule_stages, cfg, outs)

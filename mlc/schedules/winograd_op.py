@@ -16,7 +16,7 @@ from tvm.relay.op import op as relay_op
 from tvm.relay.op.strategy import generic
 from tvm.relay.transform.infer_layout_utils import InferCorrectLayoutOutput
 
-from mlc.schedules import gemm, winograd
+from mlc.schedules import gemm, operator, winograd
 from mlc.schedules.transforms import SIZES, Array, transform_weights
 
 NAME = "mlc.conv2d_winograd"
@@ -74,15 +74,13 @@ def algorithm(function: Any) -> str:
 
 def install() -> None:
     """Register the operator, its type, layouts and strategy."""
-    relay_op.register(NAME, "a 3x3 convolution with stride 1, its weights in Winograd's domain")
-    op = relay.op.get(NAME)
-    op.set_num_inputs(2)
-    op.add_argument("data", "Tensor", "activations")
-    op.add_argument("weight", "Tensor", "transformed weights [positions, panels, c, columns]")
-    op.set_attrs_type_key("DictAttrs")
-    op.set_support_level(10)
-    op.add_type_rel("MlcConv2dWinograd", _type)
-    relay_op.register_pattern(NAME, relay_op.OpPattern.OUT_ELEMWISE_FUSABLE)
+    operator.register(
+        NAME,
+        "a 3x3 convolution with stride 1, its weights in Winograd's domain",
+        "activations",
+        "transformed weights [positions, panels, c, columns]",
+        ("MlcConv2dWinograd", _type),
+    )
     relay_op.register_strategy(NAME, _strategy)
     relay_op.register_alter_op_layout(NAME, _alter)
     relay_op.register_infer_correct_layout(NAME, _layouts)
