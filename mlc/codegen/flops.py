@@ -30,6 +30,10 @@ def _of_call(call: Any) -> int:
         return 0
     if name == "mlc.conv2d_winograd":  # those of the direct convolution, so that times compare
         return 2 * elements * 9 * _shape(call.args[1].checked_type)[2]
+    if name == "mlc.recurrent":
+        return (
+            2 * math.prod(_shape(call.args[0].checked_type)) * _shape(call.args[1].checked_type)[0]
+        )
     if "conv" in name and "transpose" not in name and len(call.args) > 1:
         weight = _shape(call.args[1].checked_type)
         channels = _shape(call.checked_type)

@@ -1,8 +1,8 @@
 """Our own AutoTVM templates, and the op strategies that offer them to Relay.
 
 `gemm` holds the register tile that they share, `dense` and `batch_matmul` a template each, `tails`
-the one TIR pass that their schedules rely on; `arm` chooses among TVM's schedules for Arm. The
-modules import TVM: `tvm_env.tvm()` loads them, once, and everything forked later inherits them.
+the one TIR pass that their schedules rely on; `recurrent` is a layer of all its steps in one kernel;
+`arm` chooses among TVM's schedules for Arm. The modules import TVM: `tvm_env.tvm()` loads them, once, and everything forked later inherits them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ def install() -> None:
     A strategy falls back to TVM's implementations for what a template does not take (see `TAKES` in
     `gemm`): other dtypes, shapes known at run time only.
     """
-    from mlc.schedules import arm, batch_matmul, dense, winograd_op
+    from mlc.schedules import arm, batch_matmul, dense, recurrent, winograd_op
 
     dense.install()
     batch_matmul.install()
     winograd_op.install()
+    recurrent.install()
     arm.install()

@@ -65,8 +65,7 @@ def install() -> None:
     operator.register(
         PACKED,
         "a dense layer, its weights in panels [N / columns, K, columns]",
-        "activations [m, k]",
-        "weights [panels, k, columns], zeros behind n",
+        {"data": "activations [m, k]", "weight": "weights [panels, k, columns], zeros behind n"},
         ("MlcDensePacked", _packed_type),
     )
     relay_op.register_strategy(PACKED, _packed_strategy)

@@ -77,8 +77,10 @@ def install() -> None:
     operator.register(
         NAME,
         "a 3x3 convolution with stride 1, its weights in Winograd's domain",
-        "activations",
-        "transformed weights [positions, panels, c, columns]",
+        {
+            "data": "activations",
+            "weight": "transformed weights [positions, panels, c, columns]",
+        },
         ("MlcConv2dWinograd", _type),
     )
     relay_op.register_strategy(NAME, _strategy)

@@ -1,4 +1,7 @@
-"""RNN, GRU and LSTM, written out step by step; the products with the input are one for all steps.
+"""RNN, GRU and LSTM; the products with the input are one for all steps.
+
+A common layer (default activations, no peepholes, float32) becomes one operator of ours, whose kernel
+has the loop over its steps (`schedules/recurrent.py`); others are written out step by step.
 
 Source: onnx/docs/Operators.md (RNN, GRU, LSTM, versions 1 to 22), whose equations and gate orders
 are kept: i o f c in LSTM, z r h in GRU.
@@ -47,19 +50,23 @@ class _Cell:
         return value if bound is None else relay.clip(value, -bound, bound)
 
 
+Step = Callable[[_Cell, Any, Any, Any], tuple[Any, Any]]
+
+
 def rnn(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     """RNN: Y and Y_h."""
-    return _run(inputs, attributes, gates=1, defaults=("Tanh",), step=_rnn_step)
+    return _run(inputs, attributes, kind="RNN", defaults=("Tanh",), step=_rnn_step)
 
 
 def gru(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     """GRU: Y and Y_h."""
-    return _run(inputs, attributes, gates=3, defaults=("Sigmoid", "Tanh"), step=_gru_step)
+    return _run(inputs, attributes, kind="GRU", defaults=("Sigmoid", "Tanh"), step=_gru_step)
 
 
 def lstm(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     """LSTM: Y, Y_h and Y_c."""
-    return _run(inputs, attributes, gates=4, defaults=("Sigmoid", "Tanh", "Tanh"), step=_lstm_step)
+    defaults = ("Sigmoid", "Tanh", "Tanh")
+    return _run(inputs, attributes, kind="LSTM", defaults=defaults, step=_lstm_step)
 
 
 def _rnn_step(cell: _Cell, x: Any, h: Any, c: Any) -> tuple[Any, Any]:
@@ -111,35 +118,36 @@ def _run(
     inputs: Sequence[Any],
     attributes: dict[str, Any],
     *,
-    gates: int,
+    kind: str,
     defaults: tuple[str, ...],
-    step: Callable[[_Cell, Any, Any, Any], tuple[Any, Any]],
+    step: Step,
 ) -> Any:
     from tvm import relay
+
+    from mlc.schedules.recurrent import GATES
 
     data = inputs[0]
     batch_first = attributes.get("layout", 0)
     if batch_first:
         data = relay.transpose(data, [1, 0, 2])
-    steps, batch, _ = shape_of(data)
+    steps, batch, width = shape_of(data)
     directions = shape_of(inputs[1])[0]
-    size = shape_of(inputs[2])[2]
+    size, gates = shape_of(inputs[2])[2], GATES[kind]
     backward = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}
     order = backward.get(text(attributes, "direction", "forward"), [])
     if len(order) != directions:
         raise ModelError(f"its weights have {directions} directions")
+    plain = _is_plain(inputs, attributes, kind, defaults)
     outputs, hiddens, cells = [], [], []
     for k, reverse in enumerate(order):
         cell = _cell(inputs, attributes, k, defaults, batch=batch, size=size, gates=gates)
-        width = shape_of(data)[2]
         flat = dense(relay.reshape(data, [-1, width]), _slice(inputs[1], k))
-        rows = relay.split(relay.reshape(flat, [steps, batch, gates * size]), steps, 0)
-        h, c = cell.hidden, cell.cell
-        states: list[Any] = [None] * steps
-        for t in reversed(range(steps)) if reverse else range(steps):
-            new_h, new_c = step(cell, relay.squeeze(rows[t], [0]), h, c)
-            h, c, states[t] = _masked(optional(inputs, 4), t, (new_h, h), (new_c, c))
-        outputs.append(relay.stack(states, 0))
+        x = relay.reshape(flat, [steps, batch, gates * size])
+        if plain:
+            y, h, c = _in_one(cell, kind, x, reverse=reverse)
+        else:
+            y, h, c = _written_out(cell, step, x, optional(inputs, 4), reverse=reverse)
+        outputs.append(y)
         hiddens.append(h)
         cells.append(c)
     y, y_h, y_c = relay.stack(outputs, 1), relay.stack(hiddens, 0), relay.stack(cells, 0)
@@ -147,6 +155,56 @@ def _run(
         y = relay.transpose(y, [2, 0, 1, 3])
         y_h, y_c = relay.transpose(y_h, [1, 0, 2]), relay.transpose(y_c, [1, 0, 2])
     return relay.Tuple([y, y_h, y_c])
+
+
+def _is_plain(
+    inputs: Sequence[Any], attributes: dict[str, Any], kind: str, defaults: tuple[str, ...]
+) -> bool:
+    """Return whether the operator of ours computes the layer."""
+    names = tuple(value.decode() for value in attributes.get("activations", []))
+    return (
+        dtype_of(inputs[0]) == "float32"
+        and names in {defaults * count for count in range(3)}
+        and not any(attributes.get(name) for name in ("clip", "input_forget"))
+        and optional(inputs, 4) is None  # lengths
+        and optional(inputs, 7) is None  # peepholes
+        and (kind != "GRU" or bool(attributes.get("linear_before_reset")))
+    )
+
+
+def _in_one(cell: _Cell, kind: str, x: Any, *, reverse: bool) -> tuple[Any, Any, Any]:
+    """Return all states and the last state and cell, by the operator of ours.
+
+    `x` [steps, batch, gates * hidden] is the product of the inputs with their weights.
+    """
+    from tvm import relay
+
+    from mlc.schedules.recurrent import recurrent
+
+    bias = cell.bias
+    if kind == "GRU":
+        input_bias, bias = relay.split(bias, 2, 0)
+        x = x + input_bias
+    weights = relay.transpose(cell.recurrent)
+    y, c = recurrent(kind, (x, weights, bias, cell.hidden, cell.cell), reverse=reverse)
+    last = 0 if reverse else shape_of(x)[0] - 1
+    return y, _slice(y, last), c
+
+
+def _written_out(
+    cell: _Cell, step: Step, x: Any, lengths: Any, *, reverse: bool
+) -> tuple[Any, Any, Any]:
+    """Return what `_in_one` returns, step by step; a row of the batch may end early."""
+    from tvm import relay
+
+    steps = shape_of(x)[0]
+    rows = relay.split(x, steps, 0)
+    h, c = cell.hidden, cell.cell
+    states: list[Any] = [None] * steps
+    for t in reversed(range(steps)) if reverse else range(steps):
+        new_h, new_c = step(cell, relay.squeeze(rows[t], [0]), h, c)
+        h, c, states[t] = _masked(lengths, t, (new_h, h), (new_c, c))
+    return relay.stack(states, 0), h, c
 
 
 def _masked(
