@@ -6,8 +6,10 @@ Pure arithmetic on records, the same for every tool that wrote them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from mlc.tune.record import FALLBACK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -42,19 +44,21 @@ def best_of(
 ) -> dict[str, Record]:
     """Return the fastest record by workload: lowest mean cost, as `ApplyHistoryBest` takes it.
 
-    With `default`, workloads are left out whose default is faster, as `mlc tune` does it.
+    With `default`, a workload whose default is faster, or alone was timed, gets a record that says so,
+    as `mlc tune` writes it: without one a slower rival that has a record would be taken instead.
     """
     best: dict[str, Record] = {}
     for record in trials:
         if record.ok and (record.workload not in best or record.cost < best[record.workload].cost):
             best[record.workload] = record
-    if default is None:
+    if not best or default is None:
         return best
-    return {
-        key: found
-        for key, found in best.items()
-        if not default[key].untuned or found.cost < default[key].untuned
-    }
+    like = next(iter(best.values()))
+    for key, weight in default.items():
+        if weight.untuned and (key not in best or best[key].cost >= weight.untuned):
+            config = {"index": FALLBACK, "code_hash": None, "entity": []}
+            best[key] = replace(like, workload=key, config=config, costs=(weight.untuned,))
+    return best
 
 
 def estimate(best: Mapping[str, Record], weights: Mapping[str, Weight]) -> float:

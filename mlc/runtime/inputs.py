@@ -23,7 +23,7 @@ def read(options: Sequence[str], specs: Sequence[TensorSpec]) -> dict[str, Array
     """Return the arrays that `--input` options name.
 
     Each is `name=file.npy`, `file.npy` (for a model with one input) or `file.npz` (arrays by
-    input name). Nothing in them is unpickled.
+    input name). Both names and paths may hold `=`. Nothing in the files is unpickled.
 
     Raises:
         UsageError: an option has none of these forms.
@@ -31,7 +31,7 @@ def read(options: Sequence[str], specs: Sequence[TensorSpec]) -> dict[str, Array
     """
     arrays: dict[str, Array] = {}
     for option in options:
-        name, equals, file = option.rpartition("=")
+        name, equals, file = _split(option, specs)
         if file.endswith(".npz") and not equals:
             arrays.update(_load_npz(Path(file)))
         elif file.endswith(".npy") and equals:
@@ -50,6 +50,17 @@ def read(options: Sequence[str], specs: Sequence[TensorSpec]) -> dict[str, Array
                 "write `--input x.npy`, `--input name=x.npy` or `--input inputs.npz`",
             )
     return arrays
+
+
+def _split(option: str, specs: Sequence[TensorSpec]) -> tuple[str, str, str]:
+    """Return name, equals sign and path; without a name, the first two are empty."""
+    known = [spec.name for spec in specs if option.startswith(f"{spec.name}=")]
+    if known:
+        name = max(known, key=len)
+        return name, "=", option[len(name) + 1 :]
+    if Path(option).is_file():
+        return "", "", option
+    return option.rpartition("=")
 
 
 def refuse_nan(arrays: Mapping[str, Array]) -> None:

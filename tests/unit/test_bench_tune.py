@@ -14,7 +14,7 @@ from benchmarks.tune.race import Race, take_turns
 from benchmarks.tune.setup import Setup, once
 from mlc.errors import UsageError
 from mlc.runtime.timing import Side
-from mlc.tune.record import Record, workload_key
+from mlc.tune.record import FALLBACK, Record, workload_key
 
 A, B = (workload_key([name]) for name in ("a", "b"))
 WEIGHTS = {A: Weight(calls=2, untuned=10.0), B: Weight(calls=1, untuned=5.0)}
@@ -48,7 +48,11 @@ def test_the_curve_weighs_calls_and_starts_untuned():
 def test_a_default_that_is_faster_is_kept_when_asked():
     trials = [record(A, 12.0, 1), record(B, 4.0, 2)]
     assert curves.best_of(trials).keys() == {A, B}
-    assert curves.best_of(trials, WEIGHTS).keys() == {B}
+    best = curves.best_of(trials, WEIGHTS)
+    assert best[A].index == FALLBACK
+    assert best[A].costs == (10.0,)
+    assert best[B] is trials[1]
+    assert curves.best_of([], WEIGHTS) == {}
     assert curves.curve(trials, [], WEIGHTS)[-1] == (2, 28.0)
     assert curves.curve(trials, [], WEIGHTS, WEIGHTS)[-1] == (2, 24.0)
 
@@ -65,7 +69,8 @@ def test_of_two_rivals_the_faster_one_counts():
     assert curves.curve(trials, [1, 2], weights, weights) == [
         (0, 25.0), (1, 25.0), (2, 19.0), (3, 17.0),
     ]  # fmt: skip
-    assert curves.best_of(trials, weights).keys() == {A, c}
+    best = curves.best_of(trials, weights)
+    assert {key: found.index for key, found in best.items()} == {A: 3, B: FALLBACK, c: 2}
 
 
 def test_reached_is_never_before_the_first_trial():

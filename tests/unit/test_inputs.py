@@ -255,3 +255,12 @@ def test_a_bound_beyond_the_type_is_cut() -> None:
 
 def test_booleans_take_both_values() -> None:
     assert set(inputs.random([spec("bool")], 0)["x"].reshape(-1).tolist()) == {True, False}
+
+
+def test_names_and_paths_may_hold_equals_signs(folder: Path) -> None:
+    (folder / "k=v").mkdir()
+    np.save("k=v/x.npy", np.full(2, 7.0))
+    odd = TensorSpec(name="a=b", shape=(2,), dtype="float32")
+    assert inputs.read(["k=v/x.npy"], [X])["x"][0] == 7
+    assert inputs.read(["x=k=v/x.npy"], [X, Y])["x"][0] == 7
+    assert inputs.read(["a=b=k=v/x.npy"], [odd, Y])["a=b"][0] == 7
