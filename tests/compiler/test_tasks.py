@@ -203,6 +203,17 @@ def test_the_hash_covers_the_folder(
     assert len(set(hashes)) == 4
 
 
+def test_the_hash_of_our_templates_covers_what_they_import(tmp_path: Path) -> None:
+    files = {
+        "dense": "import math\nfrom ours import gemm\n", "gemm": "from ours.tails import MARK\n",
+        "tails": "from ours import gemm\n", "other": "from ours import dense\n",
+    }  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    found = module._imported(tmp_path / "dense.py", "ours")
+    assert {path.stem for path in found} == {"dense", "gemm", "tails"}
+
+
 # -- --tasks --
 
 
