@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types unit compiler e2e slow conformance arm arm64-root bench-compile bench-tune clean
+.PHONY: help setup demo test check format lint types unit compiler e2e slow conformance arm arm64-root bench-compile bench-tune records clean
 
 help: ## print these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ arm: $(STAMP) ## code for Arm, run in an emulator; needs g++-aarch64-linux-gnu g
 
 arm64-root: $(STAMP) ## mlc itself on 64-bit Arm, in an emulator; needs also debootstrap; fetches 150 MB into build/
 	$(BIN)/python -m benchmarks.arm64_root
+
+records: $(STAMP) ## tune the benchmark models for AVX2, and ship the best records; an hour on an idle machine
+	$(BIN)/python -m benchmarks.records
 
 conformance: $(STAMP) ## onnx's backend suite, every test, against the list of known failures
 	$(BIN)/python -m tests.conformance.run
