@@ -5,10 +5,11 @@ Nobody copies at a run: inputs and outputs are bound or views where the library 
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
-import importlib.util
 import os
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,19 +100,13 @@ def _artifact(job: Job, arrays: list[Array]) -> Entrant:
 
 def _onnxruntime(job: Job, arrays: list[Array]) -> Entrant:
     """All its graph optimizations; inputs and outputs bound once."""
-    from mlc import ort_env
     from mlc.runtime.verify import Reference
 
-    value = ort_env.onnxruntime().OrtValue.ortvalue_from_numpy
     reference = Reference(Path(job.onnx), optimize=True, threads=job.threads)
-    session, binding = reference.session, reference.session.io_binding()
-    for name, array in zip(reference.inputs, arrays, strict=True):
-        binding.bind_cpu_input(name, array)
-    shapes = reference.run(dict(zip(reference.inputs, arrays, strict=True)))
-    for name in reference.outputs:
-        binding.bind_ortvalue_output(name, value(shapes[name]))
+    inputs = dict(zip(reference.inputs, arrays, strict=True))
+    binding = reference.bind(inputs, reference.run(inputs))
     return Entrant(
-        run=lambda: session.run_with_iobinding(binding),
+        run=lambda: reference.session.run_with_iobinding(binding),
         outputs=binding.copy_outputs_to_cpu,
         inputs=arrays,
     )
@@ -119,6 +114,7 @@ def _onnxruntime(job: Job, arrays: list[Array]) -> Entrant:
 
 def _openvino(job: Job, arrays: list[Array]) -> Entrant:
     """Its latency mode, held to float32 (it would take bfloat16 where the CPU has it)."""
+    sys.modules.setdefault("openvino_telemetry", None)  # it sends when imported
     import openvino
 
     compiled = openvino.Core().compile_model(
@@ -242,5 +238,4 @@ def environment(threads: int, folder: Path) -> dict[str, str]:
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
-        "ORT_DISABLE_TELEMETRY": "1",
     }

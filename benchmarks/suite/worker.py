@@ -96,7 +96,7 @@ class Worker:
         trace: TracebackType | None,
     ) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
         self._answers.close()
 
 
