@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from benchmarks.suite.setup import Setup, check, prepare
 from benchmarks.tune.setup import once, say
 from mlc import api
 from mlc.cpu import physical_cores
-from mlc.errors import MlcError
+from mlc.errors import MissingToolError, MlcError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +52,15 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+def check_places(asked: argparse.Namespace) -> None:
+    """Raise MissingToolError or UsageError for what would stop the writing after hours of work."""
+    if asked.chart and importlib.util.find_spec("matplotlib") is None:
+        raise MissingToolError("--chart needs matplotlib", "pip install 'mlc-compiler[report]'")
+    for path in (asked.json, asked.chart):
+        if path and not path.absolute().parent.is_dir():
+            raise UsageError(f"there is no folder {path.parent}", "make it, or name another file")
+
+
 def measured(setup: Setup, subject: Subject) -> dict[str, Any]:
     """Return the result of a model, JSON data: the one in its folder if it was measured alike."""
     path = setup.out / subject.name / f"trials-{setup.trials}.json"
@@ -67,14 +77,16 @@ def measured(setup: Setup, subject: Subject) -> dict[str, Any]:
             setup.seconds,
             lambda text: say(f"{subject.name}: {text}"),
         )
+        found = api.inspect(jobs[0].artifact)
         return {
             "name": subject.name,
             "facts": facts,
             "entrants": entrants,
-            "flops": api.inspect(jobs[0].artifact)["flops"],
+            "flops": found["flops"],
+            "tuned": found["tuning"]["share_of_flops"],
             "peak_gflops": setup.peak(),
             "onnx_bytes": Path(jobs[0].onnx).stat().st_size,
-            "artifact_bytes": Path(jobs[0].artifact).stat().st_size,
+            "artifact_bytes": found["bytes"],
         }  # fmt: skip
 
     return dict(once(path, measure))
@@ -108,6 +120,7 @@ def main(words: Sequence[str] | None = None) -> None:
             rounds=asked.rounds, seconds=asked.seconds,
         )  # fmt: skip
         check(setup)
+        check_places(asked)
         for subject in subjects:
             try:
                 results.append(measured(setup, subject))

@@ -65,11 +65,13 @@ def geometric_mean(values: Iterable[float]) -> float | None:
     return math.exp(sum(logs) / len(logs)) if logs else None
 
 
-def share_of_limit(result: Mapping[str, Any]) -> float | None:
-    """Return the GFLOP/s that mlc reaches over the machine's fp32 limit; None where not known."""
-    limit = result["peak_gflops"]
-    if not limit:
-        return None
+def limit(results: Iterable[Mapping[str, Any]]) -> float | None:
+    """Return the machine's fp32 limit in GFLOP/s, the highest that was seen; None where not known."""
+    return max((result["peak_gflops"] or 0.0 for result in results), default=0.0) or None
+
+
+def share_of_limit(result: Mapping[str, Any], limit: float) -> float:
+    """Return the FLOPs of a run over what the machine could do in mlc's time."""
     return float(result["flops"] / statistics.median(timed(result)[OURS]) / 1e9 / limit)
 
 

@@ -31,7 +31,8 @@ def headings(peers: Sequence[str]) -> list[str]:
 
 def rows(results: Sequence[Result], peers: Sequence[str]) -> list[list[str]]:
     """Return a row per model, and one of geometric means: in a peer's column its time over mlc's."""
-    table = [_row(result, peers) for result in results]
+    limit = stats.limit(results)
+    table = [_row(result, peers, limit) for result in results]
     best = [found[name].median for found, name in _best(results)]
     per_peer = [
         [found[name].median for found in map(stats.ratios, results) if name in found]
@@ -61,6 +62,8 @@ def caption(results: Sequence[Result]) -> str:
         f"Medians over {facts['rounds']} blocks of {facts['seconds']:g} s.",
         "The ratio (above 1: mlc is faster) is taken round by round, 5th to 95th percentile beside it.",
     ]
+    if limit := stats.limit(results):
+        lines.append(f"The fp32 limit measured here is {limit:.0f} GFLOP/s.")
     chosen = {
         f"{result['name']}: {entrant['settings']}"
         for result in results
@@ -76,10 +79,9 @@ def caption(results: Sequence[Result]) -> str:
     return " ".join(lines)
 
 
-def _row(result: Result, peers: Sequence[str]) -> list[str]:
+def _row(result: Result, peers: Sequence[str], limit: float | None) -> list[str]:
     blocks = stats.timed(result)
     found, best = stats.ratios(result), stats.best_peer(result)
-    share = stats.share_of_limit(result)
     name = result["name"] + (" *" if stats.disturbed(result) else "")
     return [
         name,
@@ -87,7 +89,7 @@ def _row(result: Result, peers: Sequence[str]) -> list[str]:
         *(_cell(result, blocks, peer) for peer in peers),
         _span(found[best]) if best else NONE,
         _fastest(found[best], best) if best else NONE,
-        f"{share:.0%}" if share is not None else NONE,
+        f"{stats.share_of_limit(result, limit):.0%}" if limit else NONE,
         " / ".join(_memory(result, peer) for peer in (OURS, "ort")),
         f"{result['artifact_bytes'] / 1e6:.1f} / {result['onnx_bytes'] / 1e6:.1f}",
     ]

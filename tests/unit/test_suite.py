@@ -17,6 +17,7 @@ FACTS: dict[str, Any] = {
     "target": "llvm -mcpu=x", "trials": 0, "threads": 2, "rounds": 2, "seconds": 0.25,
     "cpu": "a CPU", "versions": {"mlc": "0.1.0", "ort": "1.0", "torch": "2.0"}, "mlc": "abc",
 }  # fmt: skip
+INSPECTED = {"flops": 7, "bytes": 5, "tuning": {"share_of_flops": {"tuned": 0.5}}}
 
 
 def entrant(*medians: float, waited: float = 0.0, idle: float = 0.0) -> dict[str, Any]:
@@ -75,8 +76,9 @@ def test_means_and_shares():
     assert stats.geometric_mean([0.5, 8.0]) == pytest.approx(2.0)
     assert stats.geometric_mean([]) is None
     found = result(mlc=entrant(0.1, 0.1))
-    assert stats.share_of_limit(found) == pytest.approx(0.4)  # 40 of 100 GFLOP/s
-    assert stats.share_of_limit({**found, "peak_gflops": None}) is None
+    assert stats.share_of_limit(found, 100.0) == pytest.approx(0.4)  # 40 of 100 GFLOP/s
+    assert stats.limit([found, {"peak_gflops": 120.0}, {"peak_gflops": None}]) == 120.0
+    assert stats.limit([{"peak_gflops": None}]) is None
 
 
 def test_waiting_and_idling_threads_disqualify():
@@ -153,6 +155,12 @@ def test_options_that_cannot_work(tmp_path: Path):
         setup.check(made_setup(tmp_path, peers=("autotvm",)))
 
 
+def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path: Path):
+    for option in ("--json", "--chart"):
+        with pytest.raises(SystemExit, match="there is no folder"):
+            program.main(["--models", "mlp", "--peers", "ort", option, str(tmp_path / "no/file")])
+
+
 def test_a_result_is_kept_until_something_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "file"
     file.write_bytes(b"12345")
@@ -167,14 +175,14 @@ def test_a_result_is_kept_until_something_changes(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(program, "prepare", lambda *_: [job])
     monkeypatch.setattr(program, "race", scripted)
-    monkeypatch.setattr(program.api, "inspect", lambda _path: {"flops": 7})
+    monkeypatch.setattr(program.api, "inspect", lambda _path: INSPECTED)
     monkeypatch.setattr(setup.Setup, "peak", lambda _self: 1.0)
     subject = models.SUBJECTS["mlp"]
     first = program.measured(made_setup(tmp_path, rounds=3), subject)
     assert program.measured(made_setup(tmp_path, rounds=3), subject) == first
     program.measured(made_setup(tmp_path, rounds=4), subject)
     assert raced == [3, 4]
-    assert (first["onnx_bytes"], first["flops"]) == (5, 7)
+    assert (first["onnx_bytes"], first["artifact_bytes"], first["flops"]) == (5, 5, 7)
     assert json.loads((tmp_path / "mlp/trials-0.json").read_text())["facts"]["rounds"] == 4
 
 
