@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.suite import peers
 from mlc.errors import MlcError, RunError
 from mlc.isolate import die_with_parent
-from mlc.runtime.timing import Side
+from mlc.runtime.timing import Side, waiting_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,12 +136,12 @@ class _Runner:
     def _settle(self) -> None:
         """Wait until the threads of this process, which spin after a run, are asleep."""
         deadline = time.perf_counter() + SETTLE_LIMIT_S
-        while True:
-            before = time.process_time()
+        busy = True
+        while busy and time.perf_counter() < deadline:
+            before = time.process_time() + waiting_seconds()
             time.sleep(SETTLE_STEP_S)
             self.cpu = time.process_time()
-            if self.cpu - before < SETTLE_STEP_S / 10 or time.perf_counter() > deadline:
-                return
+            busy = self.cpu + waiting_seconds() - before > SETTLE_STEP_S / 10
 
 
 def peak_memory() -> int:
