@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 _NAMED = 6  # tasks with a colour of their own; the others share one
 # Okabe and Ito's palette, told apart by colour-blind readers as well, and a grey for the others.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#9A9A9A")
-_INK = "#1b1c1d"  # lines and text; in the SVG they take the colour of the page's text
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#9A9A9A")
+INK = "#1b1c1d"  # lines and text; in the SVG they take the colour of the page's text
 _SIZE = (10.5, 4.6)  # inches
-_DPI = 144
+DPI = 144
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,11 @@ def draw(points: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> Drawing:
     with mpl.rc_context({"svg.hashsalt": "mlc", "svg.fonttype": "path", "font.size": 9}):
         figure = _figure(points, tasks)
         png, svg = io.BytesIO(), io.StringIO()
-        figure.savefig(png, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
+        figure.savefig(png, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(svg, format="svg", transparent=True, metadata=metadata)
     text = svg.getvalue()
-    inline = text[text.index("<svg") :].replace(_INK, "currentColor")
+    inline = text[text.index("<svg") :].replace(INK, "currentColor")
     return Drawing(png=png.getvalue(), svg=inline)
 
 
@@ -67,27 +67,27 @@ def _figure(points: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> Any:
         (right, "seconds", "seconds of this run"),
     ):
         where = [0.0, 1.0] if still else [float(point[unit]) for point in points]
-        colours = [*_COLOURS[: min(len(names), _NAMED)], _COLOURS[-1]][: len(names)]
+        colours = [*COLOURS[: min(len(names), _NAMED)], COLOURS[-1]][: len(names)]
         filled = axes.stackplot(where, heights, colors=colours, alpha=0.85, linewidth=0)
         total = [sum(column) for column in zip(*heights, strict=True)]
-        axes.plot(where, total, color=_INK, linewidth=1.5, marker="o", markersize=2.5)
+        axes.plot(where, total, color=INK, linewidth=1.5, marker="o", markersize=2.5)
         axes.set_xlim(where[0], where[-1])
-        axes.set_xlabel("nothing was measured in this run" if still else label, color=_INK)
+        axes.set_xlabel("nothing was measured in this run" if still else label, color=INK)
         if still:
             axes.set_xticks([])
-        _quieten(axes)
+        quieten(axes)
     before, after = points[0]["estimate"] * 1e3, points[-1]["estimate"] * 1e3
     gain = f", {before / after:.2f}x" if after else ""
     figure.suptitle(
-        f"expected for the tunable part: {before:.2f} ms to {after:.2f} ms{gain}", color=_INK
+        f"expected for the tunable part: {before:.2f} ms to {after:.2f} ms{gain}", color=INK
     )
     left.set_ylim(bottom=0)
-    left.set_ylabel("expected ms per run of the model", color=_INK)
+    left.set_ylabel("expected ms per run of the model", color=INK)
     legend = figure.legend(
-        filled[::-1], names[::-1], loc="outside right center", frameon=False, labelcolor=_INK,
+        filled[::-1], names[::-1], loc="outside right center", frameon=False, labelcolor=INK,
         title="task",
     )  # fmt: skip
-    legend.get_title().set_color(_INK)
+    legend.get_title().set_color(INK)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a $ is a $
     return figure
@@ -108,11 +108,12 @@ def _layers(
     return names, rows
 
 
-def _quieten(axes: Any) -> None:
+def quieten(axes: Any) -> None:
+    """Leave two of four borders, and a faint grid behind what is drawn."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
-        axes.spines[side].set_color(_INK)
-    axes.tick_params(colors=_INK)
-    axes.grid(axis="y", color=_INK, alpha=0.15, linewidth=0.6)
+        axes.spines[side].set_color(INK)
+    axes.tick_params(colors=INK)
+    axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
     axes.set_axisbelow(True)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc import ort_env, target
+from mlc import target
 from mlc.artifact import read_manifest
 from mlc.cache import open_cache
 from mlc.cpu import physical_cores
@@ -179,10 +179,8 @@ def _compare(ours: Side, peer: Side) -> Comparison:
 
 def _onnxruntime(model: Path, session: Session, arrays: Mapping[str, Array], threads: int) -> Side:
     """Return ONNX Runtime on the model; its inputs and outputs are bound once."""
-    onnxruntime = ort_env.onnxruntime()
     reference = Reference(model, optimize=True, threads=threads)
     outputs = reference.run(arrays)
-    binding = reference.session.io_binding()
     for spec in session.outputs:
         found = outputs.get(spec.name)
         if found is None or found.shape != spec.shape or found.dtype.name != spec.dtype:
@@ -190,10 +188,7 @@ def _onnxruntime(model: Path, session: Session, arrays: Mapping[str, Array], thr
                 f"{model} has no output {spec}: it is not what the artifact was compiled from",
                 f"give the model that {session.path} was compiled from with --model",
             )
-        buffer = onnxruntime.OrtValue.ortvalue_from_numpy(found)
-        binding.bind_ortvalue_output(spec.name, buffer)
-    for name, array in arrays.items():
-        binding.bind_cpu_input(name, array)
+    binding = reference.bind(arrays, outputs)
     return Side(reference.name, lambda: reference.session.run_with_iobinding(binding))
 
 

@@ -35,8 +35,14 @@ ZOO_MODELS = (
     "resnet50",
     "mobilenet_v2",
     "mobilenet_v3_small",
+    "squeezenet",
+    "densenet121",
+    "inception_v1",
     "vit_tiny",
     "bert_encoder",
+    "transformer_encoder",
+    "encoder_768",
+    "mlp",
     "lstm_classifier",
 )
 SHORT_TEXT = ("ids:int64:1,6",)

@@ -12,22 +12,30 @@ torch = pytest.importorskip("torch")
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 from benchmarks import zoo  # noqa: E402 - needs torch, and the repository's root on the path
+from benchmarks.zoo.branches import ConvReLU  # noqa: E402
 
 PARAMETERS = {
     "resnet18": 11_689_512,
     "resnet50": 25_557_032,
     "mobilenet_v2": 3_504_872,
     "mobilenet_v3_small": 2_542_856,
+    "squeezenet": 1_235_496,
+    "densenet121": 7_978_856,
+    # 6,998,552 with biases (Caffe's); normalisation has two parameters a channel instead of one.
+    "inception_v1": 6_998_552 + 7_280,
     "vit_tiny": 5_717_416,
     "bert_encoder": 11_104_768,  # BERT-mini's 11,170,560 without the pooler
     "transformer_encoder": 4 * 3_152_384,
+    "encoder_768": 6 * 7_087_872,
 }
 OUTPUTS = {
     "bert_encoder": (1, 128, 256),
     "transformer_encoder": (1, 128, 512),
+    "encoder_768": (1, 128, 768),
     "lstm_classifier": (1, 5),
     "mlp": (1, 10),
 }
+WATCHED = (torch.nn.Linear, torch.nn.BatchNorm2d, torch.nn.LayerNorm, ConvReLU)
 
 
 def example_inputs(name):
@@ -54,7 +62,7 @@ def test_model(name):
         spreads.append(float(output.std()))
 
     for module in model.modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.BatchNorm2d, torch.nn.LayerNorm)):
+        if isinstance(module, WATCHED):
             module.register_forward_hook(watch)
     with torch.no_grad():
         output = model(*example_inputs(name))
