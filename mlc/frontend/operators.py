@@ -112,6 +112,7 @@ _ONNX: dict[str, Converter] = {
     "Cast": tensor.cast,
     "CastLike": tensor.cast_like,
     "Col2Im": conv.col2im,
+    "Concat": tensor.concat,
     "Conv": conv.conv,
     "ConvInteger": quant.conv_integer,
     "ConvTranspose": conv.conv_transpose,
