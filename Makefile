@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types unit compiler e2e slow conformance arm arm64-root bench-compile bench-tune clean
+.PHONY: help setup demo test check format lint types unit compiler e2e slow conformance architectures arm arm64-root bench-compile bench-tune clean
 
 help: ## print these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ arm64-root: $(STAMP) ## mlc itself on 64-bit Arm, in an emulator; needs also deb
 
 conformance: $(STAMP) ## onnx's backend suite, every test, against the list of known failures
 	$(BIN)/python -m tests.conformance.run
+
+architectures: $(STAMP) ## networks of PyTorch and transformers by both exporters: nodes, time, error of each
+	$(BIN)/python -W ignore -m tests.architectures.run
 
 bench-compile: $(STAMP) ## compile time: real networks cold and cached, and 100 to 5,000 nodes
 	$(BIN)/python -m benchmarks.compile_time
