@@ -225,13 +225,13 @@ def _verified(path: Path, options: CompileOptions) -> tuple[dict[str, Any], Cove
 
 def load(file: Any, shapes: tuple[str, ...], on_event: OnEvent) -> tuple[Any, Any]:
     """Return (Model, the simplified file) of a file that was read, its shapes fixed."""
-    from mlc.frontend import control, convert, expand, sequences, simplify
+    from mlc.frontend import control, convert, expand, qdq, sequences, simplify
     from mlc.frontend import shapes as fixing
 
     fixed = fixing.fix(file, fixing.parse(shapes), on_event)
     expanded = timed("expand", on_event, lambda: expand.expand(fixed))
     simplified = timed("simplify", on_event, lambda: simplify.simplify(expanded, on_event))
-    flat = sequences.resolve(control.flatten(simplified))
+    flat = qdq.to_integers(sequences.resolve(control.flatten(simplified)))
     model = timed("convert", on_event, lambda: convert.convert(flat))
     return model, flat
 

@@ -135,6 +135,7 @@ _ONNX: dict[str, Converter] = {
     "LpNormalization": arith.lp_normalization,
     "LpPool": pool.lp_pool,
     "MatMul": linear.matmul,
+    "MatMulInteger": quant.matmul_integer,
     "MaxPool": pool.max_pool,
     "MaxUnpool": pool.max_unpool,
     "Mod": arith.mod,
