@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types unit compiler e2e slow conformance arm arm64-root bench bench-compile bench-tune records clean
+.PHONY: help setup demo test check format lint types unit compiler e2e slow conformance architectures arm arm64-root bench bench-compile bench-tune records clean
 
 help: ## print these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ conformance: $(STAMP) ## onnx's backend suite, every test, against the list of k
 bench: $(STAMP) ## the public suite against ONNX Runtime, OpenVINO and torch; options: make bench ARGS="--trials 500"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.suite $(ARGS)
+
+architectures: $(STAMP) ## networks of PyTorch and transformers by both exporters: nodes, time, error of each
+	$(BIN)/python -W ignore -m tests.architectures.run
 
 bench-compile: $(STAMP) ## compile time: real networks cold and cached, and 100 to 5,000 nodes
 	$(BIN)/python -m benchmarks.compile_time

@@ -121,13 +121,16 @@ def build_model(
     from mlc import build
     from mlc.codegen.kernels import Settings
     from mlc.codegen.link import find_linker
+    from mlc.frontend import expand
     from mlc.frontend.bounds import index_bounds
+    from mlc.frontend.precision import precisions
     from mlc.passes.run import optimize
     from mlc.tune import applied
 
     timed("load TVM", on_event, tvm_env.tvm)
     llvm = build.tvm_target(chosen, options.opt_level)
     find_linker(chosen.triple)  # said now that there is none, not after the long work
+    coarser = precisions(expand.expand(file))
     loaded = [*load(file, options.shapes, on_event)]
     file.weights.clear()  # they are in `loaded`; this unmaps the file
     simplified = loaded.pop()
@@ -151,6 +154,7 @@ def build_model(
         "passes": ran,
         "tuning": applied.coverage(library.kernels, library.plan.calls, dispatch, chosen),
         "index_bounds": index_bounds(simplified),
+        "precision": coarser,
         "verification": None,
     }
     features = build.required_features(chosen, llvm)
@@ -221,13 +225,13 @@ def _verified(path: Path, options: CompileOptions) -> tuple[dict[str, Any], Cove
 
 def load(file: Any, shapes: tuple[str, ...], on_event: OnEvent) -> tuple[Any, Any]:
     """Return (Model, the simplified file) of a file that was read, its shapes fixed."""
-    from mlc.frontend import control, convert, expand, simplify
+    from mlc.frontend import control, convert, expand, qdq, sequences, simplify
     from mlc.frontend import shapes as fixing
 
     fixed = fixing.fix(file, fixing.parse(shapes), on_event)
     expanded = timed("expand", on_event, lambda: expand.expand(fixed))
     simplified = timed("simplify", on_event, lambda: simplify.simplify(expanded, on_event))
-    flat = control.flatten(simplified)
+    flat = qdq.to_integers(sequences.resolve(control.flatten(simplified)))
     model = timed("convert", on_event, lambda: convert.convert(flat))
     return model, flat
 

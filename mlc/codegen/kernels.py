@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from mlc import tvm_env
 from mlc.cache import Cache, key_of, source_digest
 from mlc.codegen import flops
+from mlc.codegen.lets import inline_vector_lets
 from mlc.errors import BuildError
 from mlc.events import OnEvent, Progress
 from mlc.isolate import die_with_parent
@@ -135,7 +136,7 @@ def lower(job: Job, settings: Settings, instruments: Sequence[Any] = ()) -> Any:
     if len(functions) != 1:
         raise BuildError(f"kernel {job.symbol} was lowered to {len(functions)} functions")
     function = functions[0].with_attr("global_symbol", job.symbol)
-    return IRModule({ir.GlobalVar(job.symbol): function})
+    return inline_vector_lets()(IRModule({ir.GlobalVar(job.symbol): function}))
 
 
 def build(job: Job, tir: Any, settings: Settings) -> Any:

@@ -1,5 +1,6 @@
 """From an ONNX file to a `Model`: read, fix shapes, simplify, convert.
 
 path --onnx_file.read--> OnnxFile --shapes.fix--> OnnxFile --expand.expand--> OnnxFile
-OnnxFile --simplify.simplify--> OnnxFile --control.flatten--> OnnxFile --convert.convert--> Model
+OnnxFile --simplify.simplify--> OnnxFile --control.flatten--> OnnxFile --sequences.resolve-->
+OnnxFile --convert.convert--> Model
 """

@@ -162,6 +162,8 @@ class _Flattener:
         from onnx.reference import ReferenceEvaluator
 
         names = [n for n in node.input if n]
+        if node.op_type == "DequantizeLinear":  # `qdq` wants to see it
+            return
         if node.domain not in ("", "ai.onnx") or any(self.known[n].size > _SMALL for n in names):
             return
         try:

@@ -134,7 +134,7 @@ class _Converter:
             if not name:
                 continue
             part = typed.fields[position] if many else typed
-            expr = _field(full, position) if many else full
+            expr = _empty(part) or (_field(full, position) if many else full)
             if isinstance(expr, relay.Constant):
                 self.values[name] = _Value(expr, expr)
             else:
@@ -217,6 +217,16 @@ def _module(expr: Any) -> Any:
     from tvm import IRModule
 
     return IRModule.from_expr(expr)
+
+
+def _empty(kind: Any) -> Any:
+    """Return the constant of a type without elements, which no kernel needs to compute; or None."""
+    from tvm import nd, relay, tir
+
+    sizes = [size for size in kind.shape if isinstance(size, tir.IntImm)]
+    if len(sizes) < len(kind.shape) or all(size.value for size in sizes):
+        return None
+    return relay.Constant(nd.array(np.empty([int(size) for size in sizes], kind.dtype)))
 
 
 def _field(expr: Any, position: int) -> Any:

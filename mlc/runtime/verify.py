@@ -35,7 +35,7 @@ class Tolerance:
     absolute: float
 
 
-# Per output dtype. fp32: about 100 roundings in a row; fp16: its 11 bits, accumulated in fp32 or
+# Per float type. fp32: about 100 roundings in a row; fp16: its 11 bits, accumulated in fp32 or
 # not, differ by backend. Integers and booleans must agree exactly.
 TOLERANCES = {
     "float64": Tolerance(relative=1e-7, absolute=1e-9),
@@ -92,11 +92,12 @@ class Verification:
         return {"passed": self.passed, **facts}
 
 
-def compare(name: str, ours: Array, reference: Array) -> OutputCheck:
+def compare(name: str, ours: Array, reference: Array, precision: str = "") -> OutputCheck:
     """Return how an output compares with its reference.
 
     NaN and infinity must stand at the same places (infinities with the same sign); finite values
-    must be within the tolerance of their dtype. A shape or dtype that differs is a mismatch.
+    must be within the tolerance of their dtype, or of `precision`, the coarser float type that they
+    were computed from (`frontend.precision`). A shape or dtype that differs is a mismatch.
     """
     if ours.shape != reference.shape or ours.dtype != reference.dtype:
         return _check(name, ours, reference, np.inf, np.inf, passed=False)
@@ -105,7 +106,7 @@ def compare(name: str, ours: Array, reference: Array) -> OutputCheck:
         wide_ours, wide_reference = ours.astype(np.float64), reference.astype(np.float64)
         worst = float(np.max(np.abs(wide_ours - wide_reference), initial=0.0))
         return _check(name, ours, reference, worst, worst, passed=same)
-    tolerance = TOLERANCES[ours.dtype.name]
+    tolerance = TOLERANCES[precision or ours.dtype.name]
     a, b = ours.astype(np.float64), reference.astype(np.float64)
     finite = np.isfinite(b)
     same_places = bool(np.array_equal(a[~finite], b[~finite], equal_nan=True))
@@ -223,6 +224,7 @@ def verify(
         reference = Reference(Path(options.model))
         _require_same_names(session, reference, options)
         bounds = session.manifest.get("index_bounds", {})
+        precision = session.manifest.get("precision", {})
         rounds = []
         if options.inputs:
             rounds.append(sources.read(options.inputs, session.inputs))
@@ -230,7 +232,7 @@ def verify(
             seeds = range(options.seed, options.seed + options.rounds)
             rounds += [sources.random(session.inputs, seed, bounds) for seed in seeds]
         checks = [
-            compare_outputs(session.outputs, session.run(feed), reference.run(feed))
+            compare_outputs(session.outputs, session.run(feed), reference.run(feed), precision)
             for feed in rounds
         ]
         name = reference.name
@@ -256,10 +258,14 @@ def _opened(options: VerifyOptions, on_event: OnEvent) -> Session | EmulatedSess
 
 
 def compare_outputs(
-    specs: Sequence[TensorSpec], ours: Mapping[str, Array], reference: Mapping[str, Array]
+    specs: Sequence[TensorSpec],
+    ours: Mapping[str, Array],
+    reference: Mapping[str, Array],
+    precision: Mapping[str, str],
 ) -> list[OutputCheck]:
     """Return the check of each output, in the order of `specs`."""
-    return [compare(spec.name, ours[spec.name], reference[spec.name]) for spec in specs]
+    names = [spec.name for spec in specs]
+    return [compare(n, ours[n], reference[n], precision.get(n, "")) for n in names]
 
 
 def require(verification: Verification, what: str) -> None:

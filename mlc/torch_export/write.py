@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import traceback
 from pathlib import Path
@@ -14,6 +15,8 @@ from mlc.torch_export.binding import weight_bytes
 from mlc.torch_export.chatter import captured, interrupted, reason
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mlc.options import ExportOptions
     from mlc.torch_export.binding import Request
 
@@ -89,7 +92,7 @@ def _run_exporter(
             "them over one file each",
             f"try `--exporter {other}`",
         )
-    with captured() as (chatter, caught):
+    with captured() as (chatter, caught), _operator_by_operator():
         try:
             torch.onnx.export(
                 request.model,
@@ -118,6 +121,19 @@ def _run_exporter(
         if item.category.__name__ == "TracerWarning" and not item.filename.startswith(torch_folder):
             text = f"{Path(item.filename).name}, line {item.lineno}: {item.message}"
             on_event(events.Notice(text=text.partition("\n")[0], level="warning"))
+
+
+@contextlib.contextmanager
+def _operator_by_operator() -> Iterator[None]:
+    """Keep torch's attention layers from calling one fused operator, which ONNX does not have."""
+    import torch
+
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _finish(draft: Path, options: ExportOptions) -> Signature:

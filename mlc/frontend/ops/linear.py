@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc.frontend.ops.operands import dtype_of, shape_of
+from mlc.frontend.ops.operands import dtype_of, fixed, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +25,9 @@ def matmul(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
         left, a = relay.reshape(left, [1, *a]), [1, *a]
     if len(b) == 1:
         right, b = relay.reshape(right, [*b, 1]), [*b, 1]
+    final = [*lead, *rows, *columns]
+    if a[-1] == 0:  # sums of nothing; no schedule takes them
+        return fixed(np.zeros(final, dtype))
     if len(b) == 2:
         flat = relay.reshape(left, [-1, a[-1]]) if len(a) != 2 else left
         out = relay.nn.dense(flat, relay.transpose(right), units=b[1], out_dtype=dtype)
@@ -38,7 +41,6 @@ def matmul(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
             right3 = relay.transpose(right3, [0, 2, 1])
         out = relay.nn.batch_matmul(left3, right3, out_dtype=dtype, transpose_b=turned)
         whole = [*lead, a[-2], b[-1]]
-    final = [*lead, *rows, *columns]
     return out if whole == final and len(whole) == len(a) == 2 else relay.reshape(out, final)
 
 

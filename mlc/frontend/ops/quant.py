@@ -1,7 +1,7 @@
 """Quantised operators, in plain integer and float arithmetic.
 
 Source: onnx/docs/Operators.md (QuantizeLinear-10 to -25, DequantizeLinear, QLinearConv-10,
-QLinearMatMul-10 and -21, ConvInteger-10).
+QLinearMatMul-10 and -21, ConvInteger-10, MatMulInteger-10).
 """
 
 from __future__ import annotations
@@ -88,6 +88,20 @@ def qlinear_matmul(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     scale = relay.cast(per_row(a_scale), "float32") * relay.cast(b_scale, "float32")
     y_scale = relay.cast(y_scale, "float32")
     return _quantized(total, per_row(y_scale) / scale, per_row(y_zero), dtype_of(y_zero))
+
+
+def matmul_integer(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """MatMulInteger-10: (a - zero point) times (b - zero point) in 32 bits; per row, per column."""
+    from tvm import relay
+
+    sides = [relay.cast(value, "int32") for value in inputs[:2]]
+    for side, axis in ((0, 1), (1, 0)):
+        zero = optional(inputs, 2 + side)
+        if zero is not None:
+            many = len(shape_of(zero)) == 1 and shape_of(zero)[0] > 1
+            zero = relay.expand_dims(zero, axis) if many else zero
+            sides[side] = sides[side] - relay.cast(zero, "int32")
+    return matmul(sides, attributes)
 
 
 def conv_integer(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:

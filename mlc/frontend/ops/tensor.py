@@ -5,6 +5,7 @@ Source: onnx/docs/Operators.md, by version.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,6 +99,14 @@ def split(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
         empty = np.zeros([*shape[:axis], 0, *shape[axis + 1 :]], dtype_of(inputs[0]))
         parts.append(relay.strided_slice(inputs[0], begin, stop) if size else fixed(empty))
     return relay.Tuple(parts)
+
+
+def concat(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """Concat-4 to -13; parts without elements are left out: no schedule takes them."""
+    from tvm import relay
+
+    parts = [part for part in inputs if math.prod(shape_of(part))] or inputs[:1]
+    return parts[0] if len(parts) == 1 else relay.concatenate(parts, axis=attributes["axis"])
 
 
 def select(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
