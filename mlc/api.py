@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mlc import events, isolate
 from mlc.options import (
     BenchOptions,
+    CheckOptions,
     CompileOptions,
     ExportOptions,
     InspectOptions,
@@ -164,6 +165,24 @@ def inspect(
         return inspect_artifact(Path(path))
     asked = InspectOptions(path=str(path), **options)
     answer: dict[str, Any] = isolate.call("mlc.inspection:inspect_model", asked, on_event)
+    return answer
+
+
+def check(
+    model: str | Path, *, on_event: events.OnEvent = events.ignore, **options: Any
+) -> dict[str, Any]:
+    """Say in a second what would happen if a model were compiled; fields of `CheckOptions`.
+
+    Returns JSON data, see `mlc.inspection.check.check_model`: `compiles` and all `problems`, what
+    converts each operator, sizes to choose, an estimate of FLOPs and memory. `mlc.inspect` compiles
+    the graph to say what it costs exactly; this does not.
+
+    Raises:
+        ModelError: the file cannot be read.
+        UsageError: a shape is wrong.
+    """
+    asked = CheckOptions(path=str(model), **options)
+    answer: dict[str, Any] = isolate.call("mlc.inspection.check:check_model", asked, on_event)
     return answer
 
 

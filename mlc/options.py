@@ -99,6 +99,14 @@ class InspectOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """What `mlc check` is asked to look at; `shapes` as for `CompileOptions`."""
+
+    path: str
+    shapes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """What `mlc export` is asked to do.
 
