@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mlc import events, isolate
 from mlc.options import (
     BenchOptions,
+    BisectOptions,
     CheckOptions,
     CompileOptions,
     ExportOptions,
@@ -29,6 +30,7 @@ from mlc.options import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mlc.bisection.run import BisectReport
     from mlc.runtime.bench import BenchResult
     from mlc.runtime.session import Session
     from mlc.runtime.verify import Verification
@@ -184,6 +186,23 @@ def check(
     asked = CheckOptions(path=str(model), **options)
     answer: dict[str, Any] = isolate.call("mlc.inspection.check:check_model", asked, on_event)
     return answer
+
+
+def bisect(
+    model: str | Path, *, on_event: events.OnEvent = events.ignore, **options: Any
+) -> BisectReport:
+    """Narrow a wrong answer to a level, an operator and a pass; fields of `BisectOptions`.
+
+    Writes a small model that shows it to `output` ("culprit.onnx"); nothing where the model is
+    right.
+
+    Raises:
+        ModelError: the model cannot be imported, or not be run by ONNX Runtime.
+        UsageError: an option is wrong.
+    """
+    from mlc.bisection import run
+
+    return run.bisect(BisectOptions(model=str(model), **options), on_event)
 
 
 def export(

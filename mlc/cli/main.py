@@ -24,6 +24,7 @@ VERBS = {
     "run": ("mlc.cli.run", "Run an artifact on inputs from files."),
     "bench": ("mlc.cli.bench", "Time an artifact, also against ONNX Runtime."),
     "verify": ("mlc.cli.verify", "Compare an artifact with ONNX Runtime on its model."),
+    "bisect": ("mlc.cli.bisect", "Narrow a wrong answer to a level, an operator and a pass."),
     "inspect": ("mlc.cli.inspect", "Show what a model or an artifact holds, pass by pass."),
     "targets": ("mlc.cli.targets", "List what can be compiled for."),
     "cache": ("mlc.cli.cache", "Show or clear the cache of compiled kernels."),

@@ -25,7 +25,7 @@ _FROM_13 = {"Squeeze": (1,), "Unsqueeze": (1,), "Split": (1,)}
 # Operands that decide a shape, by position: the converters need them as constants.
 _SHAPING: dict[str, tuple[int, ...]] = {
     "AffineGrid": (1,), "Col2Im": (1, 2), "ConstantOfShape": (0,), "CumProd": (1,),
-    "CumSum": (1,), "DFT": (1, 2), "Expand": (1,), "OneHot": (1,), "Pad": (1, 3),
+    "CumSum": (1,), "DFT": (1, 2), "Expand": (1,), "MaxUnpool": (2,), "OneHot": (1,), "Pad": (1, 3),
     "Range": (0, 1, 2), "Reshape": (1,), "Resize": (1, 2, 3), "STFT": (1, 3),
     "Slice": (1, 2, 3, 4), "Tile": (1,), "TopK": (1,), "Trilu": (1,), "Upsample": (1,), **_FROM_13,
 }  # fmt: skip

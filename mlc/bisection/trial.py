@@ -1,0 +1,124 @@
+"""One candidate: compiled, run, compared with ONNX Runtime, in a process of its own."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlc import isolate
+from mlc.errors import ArtifactError, BuildError, ModelError, RunError, UsageError
+from mlc.events import OnEvent, Stage, ignore
+from mlc.options import CompileOptions, VerifyOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FUNCTION = "mlc.bisection.trial:run"  # what the child process calls; tests put a faulty one here
+OK, MISMATCH, FAILURE, REFUSED = "ok", "mismatch", "failure", "refused"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a child is asked: how to compile, and a file of inputs (None: seeded random ones)."""
+
+    compile: CompileOptions
+    inputs: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a candidate.
+
+    `kind` is OK, MISMATCH (`wrong` names the outputs), FAILURE (the compiler or the compiled code
+    failed or crashed) or REFUSED (the model cannot be imported); `message` says more.
+    """
+
+    kind: str
+    message: str = ""
+    wrong: tuple[str, ...] = ()
+
+
+def run(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
+    """Answer a `Request`: compile to `output`, then verify; return `Verification.to_json()`.
+
+    Raises:
+        UsageError: this machine cannot run code for the target.
+        MlcError: the candidate cannot be compiled or run.
+    """
+    from mlc import artifact, driver
+    from mlc.cpu import host_cpu
+    from mlc.runtime.verify import verify
+
+    options = driver.from_fields(fields["compile"])
+    output = Path(str(options.output))
+    contents = driver.build_only(options, on_event).contents
+    why = artifact.misfit(contents.manifest["target"], host_cpu())
+    if why:
+        raise UsageError(f"this machine cannot run the candidates: {why}", "leave out --target")
+    artifact.save(contents, output)
+    del contents
+    inputs = (fields["inputs"],) if fields["inputs"] else ()
+    asked = VerifyOptions(
+        artifact=str(output), model=options.model, seed=options.seed, inputs=inputs
+    )
+    result = verify(asked)
+    # A mismatch is described by its outputs, one a line.
+    text = "\n".join(str(check) for check in result.outputs if not check.passed)
+    return {**result.to_json(), "text": text}
+
+
+class Trials:
+    """Runs candidates of one bisection, counts them, and reports each as a stage."""
+
+    def __init__(self, options: CompileOptions, folder: Path, on_event: OnEvent):
+        self.options = replace(options, output=str(folder / "trial.mlc"), verify=False)
+        self.scratch = str(folder)
+        self.on_event = on_event
+        self.count = 0
+
+    def __call__(
+        self,
+        what: str,
+        *,
+        model: Path | None = None,
+        inputs: Path | None = None,
+        level: int | None = None,
+        without: tuple[str, ...] = (),
+    ) -> Outcome:
+        """Return what becomes of a candidate; `what` describes it in the progress.
+
+        Without `model` it is the user's, with the shapes that were asked for.
+
+        Raises:
+            MlcError: what no candidate can be blamed for: options, target, tools, an interrupt.
+        """
+        options = self.options
+        if model is not None:
+            options = replace(options, model=str(model), shapes=())
+        if level is not None:
+            options = replace(options, opt_level=level)
+        request = Request(
+            compile=replace(options, without=without),
+            inputs=str(inputs) if inputs is not None else None,
+        )
+        self.count += 1
+        started = time.perf_counter()
+        outcome = _outcome(lambda: isolate.call(FUNCTION, request, ignore, scratch=self.scratch))
+        note = f"{what}: {outcome.kind}"
+        self.on_event(Stage(name="trial", seconds=time.perf_counter() - started, note=note))
+        return outcome
+
+
+def _outcome(call: Callable[[], dict[str, Any]]) -> Outcome:
+    try:
+        answer = call()
+    except (BuildError, RunError, ArtifactError) as error:
+        return Outcome(kind=FAILURE, message=error.message)
+    except ModelError as error:
+        return Outcome(kind=REFUSED, message=error.message)
+    if answer["passed"]:
+        return Outcome(kind=OK)
+    wrong = tuple(check["name"] for check in answer["outputs"] if not check["passed"])
+    return Outcome(kind=MISMATCH, message=answer["text"], wrong=wrong)
