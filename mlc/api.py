@@ -202,7 +202,10 @@ def bisect(
     """
     from mlc.bisection import run
 
-    return run.bisect(BisectOptions(model=str(model), **options), on_event)
+    asked = BisectOptions(model=str(model), **options)
+    with tempfile.TemporaryDirectory(prefix="mlc-", ignore_cleanup_errors=True) as scratch:
+        answer = isolate.call("mlc.bisection.run:answer", asked, on_event, scratch=scratch)
+    return run.from_answer(answer)
 
 
 def export(

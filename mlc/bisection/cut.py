@@ -1,4 +1,4 @@
-"""Write the graph as it is imported, and parts of it, as ONNX files; inside isolated processes.
+"""Write the graph as it is imported, and parts of it, as ONNX files; in forks.
 
 Parts are cut from the graph as it is handed to the converters (shapes fixed, functions and control
 flow written out, constants folded), so that no shape arithmetic stands between two operators. What
@@ -8,7 +8,6 @@ flows into a part are the reference's own values, saved beside it.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from mlc.runtime.verify import Reference, compare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from mlc.events import OnEvent
 
@@ -35,31 +35,20 @@ GRAPH, FEED = "graph.onnx", "graph.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
-class WholeRequest:
-    """The model whose imported graph is written to `folder`; inputs are drawn by `seed`."""
+class Wanted:
+    """A part of the graph: positions of its steps, values that enter it, its results."""
 
-    model: str
-    shapes: tuple[str, ...]
-    seed: int
-    folder: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartRequest:
-    """The steps of the graph in `folder` that make a part, written to `model` and `inputs`."""
-
-    folder: str
     positions: tuple[int, ...]
     entering: tuple[str, ...]
     outputs: tuple[str, ...]
-    model: str
-    inputs: str
 
 
-def whole(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
-    """Answer a `WholeRequest`: write `GRAPH` and `FEED`, return the graph by names as JSON data.
+def whole(
+    model: Path, shapes: tuple[str, ...], seed: int, folder: Path, on_event: OnEvent
+) -> dict[str, Any]:
+    """Write the imported graph of a model (`GRAPH`) and inputs drawn by `seed` (`FEED`).
 
-    `steps`, `inputs`, `outputs` (see `graph.Graph`), and `different`: outputs that the reference
+    Returns the graph by names as JSON data: `steps`, `inputs`, `outputs` (see `graph.Graph`), and `different`: outputs that the reference
     computes otherwise for the imported graph than for the model, a line each.
 
     Raises:
@@ -67,18 +56,15 @@ def whole(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     """
     from mlc.driver import imported
 
-    folder = Path(fields["folder"])
-    flat = imported(onnx_file.read(Path(fields["model"])), tuple(fields["shapes"]), on_event)
-    feed = inputs.random(input_specs(flat), fields["seed"], index_bounds(flat))
+    flat = imported(onnx_file.read(model), shapes, on_event)
+    feed = inputs.random(input_specs(flat), seed, index_bounds(flat))
     proto = _with_weights(flat)
     onnx.save_model(
         proto, str(folder / GRAPH), save_as_external_data=True, location="graph.bin",
         size_threshold=KEEP_BYTES,
     )  # fmt: skip
     save_npz(folder / FEED, feed)
-    expected, found = (
-        Reference(path).run(feed) for path in (Path(fields["model"]), folder / GRAPH)
-    )
+    expected, found = (Reference(path).run(feed) for path in (model, folder / GRAPH))
     checks = [compare(name, found[name], expected[name]) for name in expected]
     return {
         "steps": [asdict(_step(node, k)) for k, node in enumerate(_steps(proto)[0])],
@@ -88,35 +74,33 @@ def whole(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     }
 
 
-def part(fields: dict[str, Any], on_event: OnEvent) -> None:
-    """Answer a `PartRequest`.
+def part(folder: Path, wanted: Wanted, model: Path, stored: Path, on_event: OnEvent) -> None:
+    """Write a part of the graph in `folder` to `model`, and what enters it to `stored`.
 
     Raises:
         ModelError: the reference cannot run the graph.
     """
     del on_event
-    folder = Path(fields["folder"])
     proto = onnx.load(str(folder / GRAPH))
     steps, constants = _steps(proto)
-    wanted = [*fields["entering"], *fields["outputs"]]
-    values = _values(folder, wanted)
-    chosen = _with_constants([steps[k] for k in fields["positions"]], constants)
+    values = _values(folder, [*wanted.entering, *wanted.outputs])
+    chosen = _with_constants([steps[k] for k in wanted.positions], constants)
     read = {name for node in chosen for name in node.input}
     graph = helper.make_graph(
         chosen,
         "part",
-        [_info(name, values[name]) for name in fields["entering"]],
-        [_info(name, values[name]) for name in fields["outputs"]],
+        [_info(name, values[name]) for name in wanted.entering],
+        [_info(name, values[name]) for name in wanted.outputs],
         [tensor for tensor in proto.graph.initializer if tensor.name in read],
     )
     made = helper.make_model(
         graph, opset_imports=proto.opset_import, ir_version=proto.ir_version, producer_name="mlc"
     )
     try:
-        Path(fields["model"]).write_bytes(made.SerializeToString())
+        model.write_bytes(made.SerializeToString())
     except ValueError:  # protobuf ends at 2 GB
         raise ModelError("the part that shows the fault has more than 2 GB of weights") from None
-    save_npz(Path(fields["inputs"]), {name: values[name] for name in fields["entering"]})
+    save_npz(stored, {name: values[name] for name in wanted.entering})
 
 
 def _with_weights(file: OnnxFile) -> Any:

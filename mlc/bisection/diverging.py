@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlc import isolate
-from mlc.bisection.cut import PartRequest
+from mlc.bisection.cut import Wanted, part
 from mlc.bisection.search import BAD, GOOD, UNCLEAR, boundary, smallest
 from mlc.bisection.trial import OK, Outcome
 from mlc.errors import ModelError
@@ -88,13 +89,10 @@ class Cutter:
 
     def _write(self, positions: Sequence[int], outputs: Sequence[str]) -> tuple[Path, Path]:
         model, inputs = self.folder / "part.onnx", self.folder / "part.npz"
-        request = PartRequest(
-            folder=str(self.folder),
+        wanted = Wanted(
             positions=tuple(positions),
             entering=self.graph.entering(positions),
             outputs=tuple(outputs),
-            model=str(model),
-            inputs=str(inputs),
         )
-        isolate.call("mlc.bisection.cut:part", request, scratch=str(self.folder))
+        isolate.forked(partial(part, self.folder, wanted, model, inputs))
         return model, inputs

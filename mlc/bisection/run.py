@@ -7,12 +7,13 @@ import shlex
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlc import isolate
-from mlc.bisection.cut import WholeRequest
+from mlc import isolate, ort_env, tvm_env
+from mlc.bisection.cut import whole
 from mlc.bisection.diverging import Cutter, Part
 from mlc.bisection.graph import Graph, Step
 from mlc.bisection.levels import Blame, blame, lowest
@@ -59,8 +60,20 @@ class BisectReport:
         return self.kind == OK
 
 
+def answer(data: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
+    """Bisect as `BisectOptions(**data)` says, in a process of its own; see `from_answer`."""
+    options = BisectOptions(**{**data, "shapes": tuple(data["shapes"])})
+    return asdict(bisect(options, on_event))
+
+
+def from_answer(data: dict[str, Any]) -> BisectReport:
+    """Return the report that `answer` made JSON data of, which has no tuples."""
+    lists = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
+    return BisectReport(**{**data, **lists})
+
+
 def bisect(options: BisectOptions, on_event: OnEvent) -> BisectReport:
-    """Narrow what is wrong with a model; every candidate runs in a process of its own.
+    """Narrow what is wrong with a model; every candidate runs in a fork of this process.
 
     Raises:
         ModelError: the model cannot be imported, or not be run by the reference.
@@ -68,6 +81,8 @@ def bisect(options: BisectOptions, on_event: OnEvent) -> BisectReport:
         TargetError, MissingToolError: the target is unknown, or cannot be compiled for.
     """
     _check(options)
+    tvm_env.tvm()  # imported once, for all forks
+    ort_env.onnxruntime()
     with tempfile.TemporaryDirectory(prefix="mlc-", ignore_cleanup_errors=True) as folder:
         return _Bisection(options, Path(folder), on_event).report()
 
@@ -145,14 +160,10 @@ class _Bisection:
     def _graph(self) -> tuple[Graph | None, list[str]]:
         """Return the imported graph (None: the reference cannot run it), and how it differs."""
         started = time.perf_counter()
-        request = WholeRequest(
-            model=self.options.model,
-            shapes=self.options.shapes,
-            seed=self.options.seed,
-            folder=str(self.folder),
-        )
+        asked = self.options
+        work = partial(whole, Path(asked.model), asked.shapes, asked.seed, self.folder)
         try:
-            found = isolate.call("mlc.bisection.cut:whole", request, scratch=str(self.folder))
+            found = isolate.forked(work)
         except ModelError as error:
             self._say(started, error.message)
             return None, []

@@ -1,30 +1,19 @@
-"""One candidate: compiled, run, compared with ONNX Runtime, in a process of its own."""
+"""One candidate: compiled, run, compared with ONNX Runtime, in a fork of this process."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlc import isolate
 from mlc.errors import ArtifactError, BuildError, ModelError, RunError, UsageError
-from mlc.events import OnEvent, Stage, ignore
+from mlc.events import OnEvent, Stage
 from mlc.options import CompileOptions, VerifyOptions
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-FUNCTION = "mlc.bisection.trial:run"  # what the child process calls; tests put a faulty one here
 OK, MISMATCH, FAILURE, REFUSED = "ok", "mismatch", "failure", "refused"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a child is asked: how to compile, and a file of inputs (None: seeded random ones)."""
-
-    compile: CompileOptions
-    inputs: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +29,10 @@ class Outcome:
     wrong: tuple[str, ...] = ()
 
 
-def run(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
-    """Answer a `Request`: compile to `output`, then verify; return `Verification.to_json()`.
+def run(options: CompileOptions, inputs: Path | None, on_event: OnEvent) -> dict[str, Any]:
+    """Compile to `options.output`, then verify on `inputs` (None: seeded random ones).
+
+    Returns `Verification.to_json()` and, as `text`, the figures of the outputs that are wrong.
 
     Raises:
         UsageError: this machine cannot run code for the target.
@@ -51,7 +42,6 @@ def run(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     from mlc.cpu import host_cpu
     from mlc.runtime.verify import verify
 
-    options = driver.from_fields(fields["compile"])
     output = Path(str(options.output))
     contents = driver.build_only(options, on_event).contents
     why = artifact.misfit(contents.manifest["target"], host_cpu())
@@ -59,12 +49,13 @@ def run(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
         raise UsageError(f"this machine cannot run the candidates: {why}", "leave out --target")
     artifact.save(contents, output)
     del contents
-    inputs = (fields["inputs"],) if fields["inputs"] else ()
     asked = VerifyOptions(
-        artifact=str(output), model=options.model, seed=options.seed, inputs=inputs
+        artifact=str(output),
+        model=options.model,
+        seed=options.seed,
+        inputs=(str(inputs),) if inputs else (),
     )
     result = verify(asked)
-    # A mismatch is described by its outputs, one a line.
     text = "\n".join(str(check) for check in result.outputs if not check.passed)
     return {**result.to_json(), "text": text}
 
@@ -74,7 +65,6 @@ class Trials:
 
     def __init__(self, options: CompileOptions, folder: Path, on_event: OnEvent):
         self.options = replace(options, output=str(folder / "trial.mlc"), verify=False)
-        self.scratch = str(folder)
         self.on_event = on_event
         self.count = 0
 
@@ -99,21 +89,18 @@ class Trials:
             options = replace(options, model=str(model), shapes=())
         if level is not None:
             options = replace(options, opt_level=level)
-        request = Request(
-            compile=replace(options, without=without),
-            inputs=str(inputs) if inputs is not None else None,
-        )
+        work = partial(run, replace(options, without=without), inputs)
         self.count += 1
         started = time.perf_counter()
-        outcome = _outcome(lambda: isolate.call(FUNCTION, request, ignore, scratch=self.scratch))
+        outcome = _outcome(work)
         note = f"{what}: {outcome.kind}"
         self.on_event(Stage(name="trial", seconds=time.perf_counter() - started, note=note))
         return outcome
 
 
-def _outcome(call: Callable[[], dict[str, Any]]) -> Outcome:
+def _outcome(work: isolate.Work) -> Outcome:
     try:
-        answer = call()
+        answer = isolate.forked(work)
     except (BuildError, RunError, ArtifactError) as error:
         return Outcome(kind=FAILURE, message=error.message)
     except ModelError as error:
