@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from mlc import events, isolate
 from mlc.options import (
     BenchOptions,
+    BisectOptions,
+    CheckOptions,
     CompileOptions,
     ExportOptions,
     InspectOptions,
@@ -28,6 +30,7 @@ from mlc.options import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mlc.bisection.run import BisectReport
     from mlc.runtime.bench import BenchResult
     from mlc.runtime.session import Session
     from mlc.runtime.verify import Verification
@@ -165,6 +168,44 @@ def inspect(
     asked = InspectOptions(path=str(path), **options)
     answer: dict[str, Any] = isolate.call("mlc.inspection:inspect_model", asked, on_event)
     return answer
+
+
+def check(
+    model: str | Path, *, on_event: events.OnEvent = events.ignore, **options: Any
+) -> dict[str, Any]:
+    """Say in a second what would happen if a model were compiled; fields of `CheckOptions`.
+
+    Returns JSON data, see `mlc.inspection.check.check_model`: `compiles` and all `problems`, what
+    converts each operator, sizes to choose, an estimate of FLOPs and memory. `mlc.inspect` compiles
+    the graph to say what it costs exactly; this does not.
+
+    Raises:
+        ModelError: the file cannot be read.
+        UsageError: a shape is wrong.
+    """
+    asked = CheckOptions(path=str(model), **options)
+    answer: dict[str, Any] = isolate.call("mlc.inspection.check:check_model", asked, on_event)
+    return answer
+
+
+def bisect(
+    model: str | Path, *, on_event: events.OnEvent = events.ignore, **options: Any
+) -> BisectReport:
+    """Narrow a wrong answer to a level, an operator and a pass; fields of `BisectOptions`.
+
+    Writes a small model that shows it to `output` ("culprit.onnx"); nothing where the model is
+    right.
+
+    Raises:
+        ModelError: the model cannot be imported, or not be run by ONNX Runtime.
+        UsageError: an option is wrong.
+    """
+    from mlc.bisection import run
+
+    asked = BisectOptions(model=str(model), **options)
+    with tempfile.TemporaryDirectory(prefix="mlc-", ignore_cleanup_errors=True) as scratch:
+        answer = isolate.call("mlc.bisection.run:answer", asked, on_event, scratch=scratch)
+    return run.from_answer(answer)
 
 
 def export(

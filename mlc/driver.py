@@ -44,7 +44,7 @@ def compile_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     """
     from mlc.frontend import onnx_file
 
-    options = CompileOptions(**{**fields, "shapes": tuple(fields["shapes"])})
+    options = from_fields(fields)
     started = time.perf_counter()
     output = Path(str(options.output))
     check_options(options, output)
@@ -74,13 +74,21 @@ def compile_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     return _report(output, started, coverage, from_cache=False)
 
 
+def from_fields(fields: dict[str, Any]) -> CompileOptions:
+    """Return the options that came as JSON, which has no tuples."""
+    lists = {name: tuple(fields[name]) for name in ("shapes", "without")}
+    return CompileOptions(**{**fields, **lists})
+
+
 def check_options(options: CompileOptions, output: Path) -> None:
     """Raise UsageError for what can be known to fail before the long work starts."""
     from mlc.frontend import shapes
+    from mlc.passes.table import pipeline
 
     shapes.parse(options.shapes)
     if options.opt_level not in OPT_LEVELS:
         raise UsageError(f"there is no level -O{options.opt_level}", "use -O0, -O1, -O2 or -O3")
+    pipeline(options.opt_level, without=options.without)
     if options.jobs is not None and options.jobs < 1:
         raise UsageError("--jobs needs at least 1")
     if options.kernel is not None and options.dump_ir is None:
@@ -94,6 +102,21 @@ def check_options(options: CompileOptions, output: Path) -> None:
         raise UsageError(f"cannot write {output}: permission denied", "choose a place with `-o`")
     if output.resolve() == Path(options.model).resolve():
         raise UsageError("the artifact would overwrite the model", "choose a name with `-o`")
+
+
+def build_only(options: CompileOptions, on_event: OnEvent) -> Built:
+    """Return the model compiled as the options say, neither verified nor written.
+
+    Raises:
+        MlcError: as `compile_model`.
+    """
+    from mlc.frontend import onnx_file
+
+    chosen = target.resolve(options.target)
+    cache = open_cache() if options.cache else Cache(None)
+    file = timed("read", on_event, lambda: onnx_file.read(Path(options.model)))
+    lookup = _lookup(options, chosen, on_event)
+    return build_model(options, chosen, file, cache, lookup, on_event)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +164,14 @@ def build_model(
     started = time.perf_counter()
     with dispatch:
         # Popped, so that nobody holds on to the weights as they were in the file.
-        fused = optimize(loaded.pop(), llvm, options.opt_level, observe, exact=options.exact)
+        fused = optimize(
+            loaded.pop(),
+            llvm,
+            options.opt_level,
+            observe,
+            exact=options.exact,
+            without=options.without,
+        )
     on_event(Stage(name="passes", seconds=time.perf_counter() - started, note=f"{len(ran)} ran"))
     library = build.build(fused, settings, cache, options.jobs, on_event)
     if options.dump_ir is not None:
@@ -225,15 +255,22 @@ def _verified(path: Path, options: CompileOptions) -> tuple[dict[str, Any], Cove
 
 def load(file: Any, shapes: tuple[str, ...], on_event: OnEvent) -> tuple[Any, Any]:
     """Return (Model, the simplified file) of a file that was read, its shapes fixed."""
-    from mlc.frontend import control, convert, expand, qdq, sequences, simplify
+    from mlc.frontend import convert
+
+    flat = imported(file, shapes, on_event)
+    model = timed("convert", on_event, lambda: convert.convert(flat))
+    return model, flat
+
+
+def imported(file: OnnxFile, shapes: tuple[str, ...], on_event: OnEvent) -> OnnxFile:
+    """Return the file as it is converted: shapes fixed, functions written out, folded, flat."""
+    from mlc.frontend import control, expand, qdq, sequences, simplify
     from mlc.frontend import shapes as fixing
 
     fixed = fixing.fix(file, fixing.parse(shapes), on_event)
     expanded = timed("expand", on_event, lambda: expand.expand(fixed))
     simplified = timed("simplify", on_event, lambda: simplify.simplify(expanded, on_event))
-    flat = qdq.to_integers(sequences.resolve(control.flatten(simplified)))
-    model = timed("convert", on_event, lambda: convert.convert(flat))
-    return model, flat
+    return qdq.to_integers(sequences.resolve(control.flatten(simplified)))
 
 
 def _lookup(options: CompileOptions, chosen: target.Target, on_event: OnEvent) -> Lookup:

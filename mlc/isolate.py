@@ -20,12 +20,15 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from mlc import events
 from mlc.errors import BuildError, MlcError, error_class
 
+Work = Callable[[events.OnEvent], Any]
 _STACK_BYTES = 512 << 20  # TVM's visitors recurse over the graph; 8 MB end at ~5,000 nodes
 _BOOT = (  # drop the current folder from the path: a model's folder must not provide modules
     "import sys; sys.path[:] = [p for p in sys.path if p]; "
@@ -131,8 +134,54 @@ def _crash(returncode: int, doing: str, log: IO[bytes]) -> MlcError:
 
 def serve(write_fd: int) -> None:
     """Answer one request on stdin: the child's side of `call`."""
-    die_with_parent()
     request = json.load(sys.stdin)
+    module, name = request["function"].split(":")
+
+    def work(on_event: events.OnEvent) -> Any:
+        return getattr(importlib.import_module(module), name)(request["options"], on_event)
+
+    _answer(write_fd, work)
+
+
+def forked(work: Work) -> Any:
+    """Call `work(on_event)` in a fork of this process, and return its JSON data.
+
+    A fork has at once what this process has imported; what `work` does to it ends with it. Its
+    events tell only what it was doing.
+
+    Raises:
+        MlcError: whatever `work` raised, rebuilt here.
+        BuildError: the fork crashed; `detail` holds the end of its stderr.
+    """
+    read_fd, write_fd = os.pipe()
+    with tempfile.TemporaryFile() as log:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with warnings.catch_warnings():  # other threads here are idle; the fork uses none of them
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            os.close(read_fd)
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+            _answer(write_fd, work)
+        os.close(write_fd)
+        try:
+            with os.fdopen(read_fd, encoding="utf-8") as answers:
+                answer = _listen(answers, events.ignore)
+        except BaseException:
+            os.kill(pid, signal.SIGKILL)
+            raise
+        finally:
+            status = os.waitpid(pid, 0)[1]
+        if answer.outcome is None:
+            raise _crash(os.waitstatus_to_exitcode(status), answer.doing, log)
+    return _unpack(answer.outcome)
+
+
+def _answer(write_fd: int, work: Work) -> NoReturn:
+    """Write the events and the outcome of `work` as JSON lines, then end this process."""
+    die_with_parent()
     with os.fdopen(write_fd, "w", encoding="utf-8") as answers:
         lock = threading.Lock()
 
@@ -142,7 +191,7 @@ def serve(write_fd: int) -> None:
                 answers.flush()
 
         threading.stack_size(_STACK_BYTES)
-        worker = threading.Thread(target=lambda: send(_outcome(request, send)))
+        worker = threading.Thread(target=lambda: send(_outcome(work, send)))
         worker.start()
         threading.stack_size(0)
         worker.join()
@@ -151,11 +200,9 @@ def serve(write_fd: int) -> None:
     os._exit(0)
 
 
-def _outcome(request: dict[str, Any], send: Any) -> dict[str, Any]:
+def _outcome(work: Work, send: Any) -> dict[str, Any]:
     try:
-        module, name = request["function"].split(":")
-        function = getattr(importlib.import_module(module), name)
-        return {"result": function(request["options"], lambda e: send(events.to_json(e)))}
+        return {"result": work(lambda event: send(events.to_json(event)))}
     except Exception as error:  # noqa: BLE001 - the last resort before the process boundary
         found = _as_mlc_error(error)
         detail = found.detail or traceback.format_exc()

@@ -18,7 +18,7 @@ class CompileOptions:
     an AutoTVM log whose configs are applied instead of those in the folder `logs` (None:
     `tuning_logs` here, if there is one); `require_tuned` is the share of the work that records of
     this very device must cover; `exact` refuses algorithms with other rounding errors than the
-    model's own (Winograd's); `jobs` is the number of processes that compile
+    model's own (Winograd's); `without` names graph passes that are left out; `jobs` is the number of processes that compile
     kernels (None: one per core).
     """
 
@@ -31,6 +31,7 @@ class CompileOptions:
     logs: str | None = None
     require_tuned: float | None = None
     exact: bool = False
+    without: tuple[str, ...] = ()
     verify: bool = True
     seed: int = 0
     cache: bool = True
@@ -96,6 +97,34 @@ class InspectOptions:
     relay: bool = False
     dump_ir: str | None = None
     kernel: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """What `mlc check` is asked to look at; `shapes` as for `CompileOptions`."""
+
+    path: str
+    shapes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BisectOptions:
+    """What `mlc bisect` is asked to narrow; fields as for `CompileOptions`.
+
+    `output` is where the small model goes that shows the fault by itself.
+    """
+
+    model: str
+    output: str = "culprit.onnx"
+    target: str = "llvm"
+    opt_level: int = 3
+    shapes: tuple[str, ...] = ()
+    records: str | None = None
+    logs: str | None = None
+    exact: bool = False
+    seed: int = 0
+    cache: bool = True
+    jobs: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

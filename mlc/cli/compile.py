@@ -44,6 +44,13 @@ DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
     help="No algorithm that rounds otherwise than the model's own (Winograd's convolution, erf and tanh on vectors).",
 )
 @click.option(
+    "--without-pass",
+    "without",
+    multiple=True,
+    metavar="PASS",
+    help="Leave a graph pass out (`mlc inspect MODEL --passes` lists them). Repeatable.",
+)
+@click.option(
     "--verify/--no-verify",
     default=DEFAULTS["verify"],
     show_default=True,

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mlc.cli.options import opt_level, shapes
+from mlc.cli.tables import flops, show_facts, show_table, tensor
 from mlc.options import InspectOptions
 
 DEFAULTS = {field.name: field.default for field in fields(InspectOptions)}
@@ -28,6 +29,8 @@ _SHOWN_KERNELS = 12
 @click.option("--json", "json_mode", is_flag=True, help="Result and progress as JSON.")
 def inspect(path: str, json_mode: bool, **asked: Any) -> None:
     """Show what a MODEL (ONNX) or an ARTIFACT holds, and what each pass makes of a model.
+
+    It runs the passes and plans the kernels; `mlc check` only foretells, in a second.
 
     \b
       mlc inspect resnet18.onnx
@@ -76,8 +79,8 @@ def _show_model(found: dict[str, Any]) -> None:
     lines = {
         "format": f"ONNX opset {found['opset']}, {size(found['bytes'])}",
         "written by": found["producer"],
-        "inputs": "\n".join(map(_tensor, found["inputs"])),
-        "outputs": "\n".join(map(_tensor, found["outputs"])),
+        "inputs": "\n".join(map(tensor, found["inputs"])),
+        "outputs": "\n".join(map(tensor, found["outputs"])),
         "parameters": f"{counts['elements']:,} in {counts['tensors']} tensors, "
         f"{size(counts['bytes'])}",
         "nodes": f"{found['nodes']}: {operators}",
@@ -85,7 +88,7 @@ def _show_model(found: dict[str, Any]) -> None:
         f"at -O{found['opt_level']}": _work(found),
         "target": found["target"],
     }
-    _show_facts(found["path"], lines)
+    show_facts(found["path"], lines)
     _show_kernels(found)
     if found["passes"] is not None:
         _show_passes(found)
@@ -105,8 +108,8 @@ def _show_artifact(found: dict[str, Any]) -> None:
         "format": f"mlc artifact {found['format']}, {size(found['bytes'])}",
         "written by": f"mlc {found['mlc']}, {versions}",
         "model": f"{model.get('path')}, sha256 {str(model.get('sha256'))[:16]}",
-        "inputs": "\n".join(map(_tensor, found["inputs"])),
-        "outputs": "\n".join(map(_tensor, found["outputs"])),
+        "inputs": "\n".join(map(tensor, found["inputs"])),
+        "outputs": "\n".join(map(tensor, found["outputs"])),
         "target": found["target"]["tvm"],
         "needs": ", ".join(found["target"]["features"]),
         "weights": f"{weights['tensors']} tensors, {size(weights['bytes'])}",
@@ -119,7 +122,7 @@ def _show_artifact(found: dict[str, Any]) -> None:
         if check
         else "no",
     }
-    _show_facts(found["path"], lines)
+    show_facts(found["path"], lines)
     _show_kernels(found)
 
 
@@ -127,7 +130,7 @@ def _work(found: dict[str, Any]) -> str:
     if found.get("incomplete"):
         return f"not known: {found['incomplete']}"
     calls = sum(kernel["calls"] for kernel in found["kernels"])
-    return f"{_flops(found['flops'])} per run, {calls} calls of {len(found['kernels'])} kernels"
+    return f"{flops(found['flops'])} per run, {calls} calls of {len(found['kernels'])} kernels"
 
 
 def _show_kernels(found: dict[str, Any]) -> None:
@@ -136,9 +139,9 @@ def _show_kernels(found: dict[str, Any]) -> None:
         work = kernel["calls"] * kernel["flops"]
         share = f"{work / found['flops']:.1%}" if work else ""
         operators = " ".join(name.removeprefix("nn.") for name in kernel["operators"])
-        rows.append([f"{kernel['calls']}x", _flops(work), share, kernel["symbol"], operators])
+        rows.append([f"{kernel['calls']}x", flops(work), share, kernel["symbol"], operators])
     if rows:
-        _show_table("kernels, the heaviest first", "-calls -work -share kernel operators", rows)
+        show_table("kernels, the heaviest first", "-calls -work -share kernel operators", rows)
     left = len(found["kernels"]) - len(rows)
     if left:
         click.echo(f"and {left} more (--json lists all)")
@@ -156,9 +159,9 @@ def _show_passes(found: dict[str, Any]) -> None:
         else:
             loops.append([row["name"], row["stage"], time, what])
     title = f"graph passes at -O{found['opt_level']}"
-    _show_table(title, "pass -ms -operators what", graph)
+    show_table(title, "pass -ms -operators what", graph)
     title = f"loops of {len(found['kernels'])} kernels: schedules mark them, TIR passes write them"
-    _show_table(title, "pass stage -ms what", loops)
+    show_table(title, "pass stage -ms what", loops)
     end = found["loops"]["lowered"]
     click.echo(
         f"in the end: {end['vector_loads']} vector loads and {end['vector_stores']} vector stores "
@@ -170,60 +173,3 @@ def _show_passes(found: dict[str, Any]) -> None:
 def _unsupported(entry: dict[str, Any]) -> str:
     name = f"{entry['domain'] or 'ai.onnx'}::{entry['operator']}"
     return f"{name} (opset {entry['opset']}), {entry['count']}x: {entry['advice']}"
-
-
-def _tensor(spec: dict[str, Any]) -> str:
-    dims = "any shape" if spec["shape"] is None else ", ".join(
-        "?" if dim is None else str(dim) for dim in spec["shape"]
-    )  # fmt: skip
-    return f"{spec['name']} {spec['dtype']}[{dims}]"
-
-
-def _flops(count: float) -> str:
-    for unit in ("FLOP", "kFLOP", "MFLOP"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "FLOP" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GFLOP"
-
-
-def _show_facts(title: str, lines: dict[str, str | None]) -> None:
-    """Print names and values as two columns; what has no value is left out."""
-    from rich.table import Table
-
-    from mlc.cli.render import console
-
-    table = Table(box=None, show_header=False, title_justify="left", title=_safe(title))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
-    for name, value in lines.items():
-        if value:
-            table.add_row(name, _safe(value))
-    console().print(table)
-
-
-def _show_table(title: str, columns: str, rows: list[list[str]]) -> None:
-    """Print rows of untrusted text; a column's name begins with `-` when it holds numbers."""
-    from rich import box
-    from rich.table import Table
-
-    from mlc.cli.render import console
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns.split():
-        number = name.startswith("-")
-        table.add_column(
-            name.removeprefix("-"), justify="right" if number else "left", overflow="fold",
-            no_wrap=number or name in ("pass", "stage"),
-        )  # fmt: skip
-    for cells in rows:
-        table.add_row(*map(_safe, cells))
-    console().print(table)
-
-
-def _safe(text: str) -> str:
-    from rich.markup import escape
-
-    from mlc.errors import printable
-
-    return escape(printable(text))

@@ -17,12 +17,14 @@ from mlc.errors import Interrupted, MlcError, did_you_mean
 # verb: (module, what `mlc --help` says). Modules are imported when the verb is called.
 VERBS = {
     "compile": ("mlc.cli.compile", "Compile an ONNX model to one verified artifact."),
+    "check": ("mlc.cli.check", "Say in a second whether a model would compile, and what it needs."),
     "tune": ("mlc.cli.tune", "Tune a model's subgraphs on this machine; keep every measurement."),
     "rpc": ("mlc.cli.rpc", "Offer machines to `mlc tune` to measure on, and list them."),
     "logs": ("mlc.cli.logs", "List, merge, prune and explain tuning records."),
     "run": ("mlc.cli.run", "Run an artifact on inputs from files."),
     "bench": ("mlc.cli.bench", "Time an artifact, also against ONNX Runtime."),
     "verify": ("mlc.cli.verify", "Compare an artifact with ONNX Runtime on its model."),
+    "bisect": ("mlc.cli.bisect", "Narrow a wrong answer to a level, an operator and a pass."),
     "inspect": ("mlc.cli.inspect", "Show what a model or an artifact holds, pass by pass."),
     "targets": ("mlc.cli.targets", "List what can be compiled for."),
     "cache": ("mlc.cli.cache", "Show or clear the cache of compiled kernels."),

@@ -61,11 +61,6 @@ class _Tensor:
     dtype: str
 
 
-@dataclass
-class _Storage:
-    size: int
-
-
 def plan(main: Any, symbol: Any) -> Plan:
     """Return the plan of a fused, typed `main`; `symbol(function)` names a kernel's code.
 
@@ -198,7 +193,7 @@ class _Planner:
     def _assign_storage(self, heads: list[_Tensor]) -> tuple[list[int], list[int]]:
         """Return the buffer of every entry and the size of every buffer in bytes."""
         storage = [-1] * len(self.entries)
-        buffers: list[_Storage] = []
+        sizes: list[int] = []
         free: list[int] = []
         root = self._roots()
         readers = self._readers(root, heads)
@@ -207,7 +202,8 @@ class _Planner:
             rows = [row for row in self._rows_of(position) if root[row] == row]
             for row in rows:
                 # Inputs and weights never give their buffers away, nor take another's.
-                storage[row] = _allocate(self.entries[row], buffers, [] if leaf else free)
+                need = nbytes(self.entries[row].shape, self.entries[row].dtype)
+                storage[row] = allocate(need, sizes, [] if leaf else free)
             for source, index, _ in node["inputs"]:
                 owner = root[self._row(source, index)]
                 readers[owner] -= 1
@@ -215,7 +211,7 @@ class _Planner:
                     free.append(storage[owner])
             free.extend(storage[row] for row in rows if not leaf and readers[row] == 0)
         shared = [storage[root[row]] for row in range(len(storage))]
-        return shared, [buffer.size for buffer in buffers]
+        return shared, sizes
 
     def _readers(self, root: list[int], heads: list[_Tensor]) -> list[int]:
         """Return how often each owned entry is read; results of the model never run out."""
@@ -261,19 +257,21 @@ def to_json(graph: dict[str, Any]) -> bytes:
     return json.dumps(graph, separators=(",", ":")).encode()
 
 
-def _allocate(tensor: _Tensor, buffers: list[_Storage], free: list[int]) -> int:
-    """Return the buffer for a tensor: the best fit of the free ones, else grown, else a new one."""
-    size = nbytes(tensor.shape, tensor.dtype)
-    fits = [k for k in free if buffers[k].size >= size]
-    near = [k for k in free if buffers[k].size * 4 >= size]
+def allocate(size: int, sizes: list[int], free: list[int]) -> int:
+    """Return the buffer for so many bytes: the best fit of the free ones, else grown, else new.
+
+    `sizes` holds the bytes of every buffer; it and `free` are updated.
+    """
+    fits = [k for k in free if sizes[k] >= size]
+    near = [k for k in free if sizes[k] * 4 >= size]
     if fits:
-        chosen = min(fits, key=lambda k: buffers[k].size)
+        chosen = min(fits, key=lambda k: sizes[k])
     elif near:
-        chosen = max(near, key=lambda k: buffers[k].size)
-        buffers[chosen].size = size
+        chosen = max(near, key=lambda k: sizes[k])
+        sizes[chosen] = size
     else:
-        buffers.append(_Storage(size))
-        return len(buffers) - 1
+        sizes.append(size)
+        return len(sizes) - 1
     free.remove(chosen)
     return chosen
 

@@ -300,8 +300,13 @@ def _stack(flat: _Flattener, parts: list[str], target: str, axis: int, info: Any
 _RULES: dict[str, Callable[[_Flattener, Any], None]] = {"If": _if, "Loop": _loop, "Scan": _scan}
 
 
+def is_control(domain: str, name: str) -> bool:
+    """Return whether an operator is control flow, which `flatten` writes out."""
+    return domain in ("", "ai.onnx") and name in _RULES
+
+
 def _rule(node: Any) -> Callable[[_Flattener, Any], None] | None:
-    return _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    return _RULES[node.op_type] if is_control(node.domain, node.op_type) else None
 
 
 def _attribute(node: Any, name: str) -> Any:

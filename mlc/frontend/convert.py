@@ -47,6 +47,23 @@ def convert(file: OnnxFile) -> Model:
     return _Converter(file).model()
 
 
+def input_specs(file: OnnxFile) -> list[TensorSpec]:
+    """Return the inputs of a file whose shapes are fixed.
+
+    Raises:
+        ModelError: one has an element type that no kernel can hold.
+    """
+    return [
+        TensorSpec(
+            name=info.name,
+            shape=tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim),
+            dtype=_dtype(info.type.tensor_type.elem_type),
+        )
+        for info in file.proto.graph.input
+        if info.name not in file.weights
+    ]
+
+
 class _Converter:
     def __init__(self, file: OnnxFile):
         self.file = file
@@ -87,20 +104,15 @@ class _Converter:
     def _add_inputs(self) -> None:
         from tvm import relay
 
-        for info in self.graph.input:
-            if info.name in self.file.weights:
-                continue
-            tensor = info.type.tensor_type
-            shape = tuple(dim.dim_value for dim in tensor.shape.dim)
-            spec = TensorSpec(name=info.name, shape=shape, dtype=_dtype(tensor.elem_type))
+        for spec in input_specs(self.file):
             held = "uint16" if spec.dtype == "bfloat16" else spec.dtype
-            variable = relay.var(f"input{len(self.inputs)}", shape=shape, dtype=held)
+            variable = relay.var(f"input{len(self.inputs)}", shape=spec.shape, dtype=held)
             self.inputs.append(spec)
             self.variables.append(variable)
-            self.values[info.name] = _Value(variable, variable)
+            self.values[spec.name] = _Value(variable, variable)
             if spec.dtype == "bfloat16":
-                stub = relay.var("x", shape=shape, dtype="float32")
-                self.values[info.name] = _Value(widen(variable), stub)
+                stub = relay.var("x", shape=spec.shape, dtype="float32")
+                self.values[spec.name] = _Value(widen(variable), stub)
 
     def _add_constants(self) -> None:
         for name, array in self.file.weights.items():

@@ -101,17 +101,24 @@ def _expandable(proto: Any) -> list[tuple[str, str]]:
     found = set()
     for node in nodes_of(proto.graph):
         domain = "" if node.domain == "ai.onnx" else node.domain
-        if domain not in versions or node.op_type in _KEPT:
+        if domain not in versions:
             continue
         if supported(domain, node.op_type, versions[domain]):
             continue
-        try:
-            schema = onnx.defs.get_schema(node.op_type, versions[domain], domain)
-        except onnx.defs.SchemaError:
-            continue
-        if schema.has_function or schema.has_context_dependent_function:
+        if has_body(domain, node.op_type, versions[domain]):
             found.add((node.domain, node.op_type))
     return sorted(found)
+
+
+def has_body(domain: str, name: str, version: int) -> bool:
+    """Return whether ONNX defines an operator by a function body that is written out."""
+    if name in _KEPT:
+        return False
+    try:
+        schema = onnx.defs.get_schema(name, version, domain)
+    except onnx.defs.SchemaError:
+        return False
+    return bool(schema.has_function or schema.has_context_dependent_function)
 
 
 def opsets(proto: Any) -> dict[str, int]:

@@ -43,6 +43,7 @@ class OnnxFile:
     weights: dict[str, np.ndarray[Any, Any]] = field(repr=False)
     sha256: str
     size: int
+    ir_version: int = 0  # as in the file; 0 where it was made in memory
 
     @property
     def opset(self) -> int:
@@ -59,6 +60,7 @@ def read(path: Path) -> OnnxFile:
     """
     data = _read_bytes(path)
     proto = _parse(path, data)
+    ir_version = proto.ir_version
     digest = hashlib.sha256(data)
     size = len(data)
     del data
@@ -68,7 +70,14 @@ def read(path: Path) -> OnnxFile:
         digest.update(os.fsencode(name) + b"\0" + content)
     size += files.size
     _check(path, proto)
-    return OnnxFile(path=path, proto=proto, weights=weights, sha256=digest.hexdigest(), size=size)
+    return OnnxFile(
+        path=path,
+        proto=proto,
+        weights=weights,
+        sha256=digest.hexdigest(),
+        size=size,
+        ir_version=ir_version,
+    )
 
 
 def _read_bytes(path: Path) -> bytes:

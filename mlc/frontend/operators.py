@@ -29,6 +29,7 @@ from mlc.frontend.ops import (
     signal,
     tensor,
 )
+from mlc.frontend.stock import STOCK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,13 +70,12 @@ def converter(domain: str, name: str, opset: int) -> Converter | None:
     if (domain == "" and name not in excluded) or (
         domain == "com.microsoft" and name in MICROSOFT_STOCK
     ):
-        function = stock_table(opset).get(name)
-        return None if function is None else _stock(function, opset)
+        return _stock(name, opset) if name in STOCK else None
     return None
 
 
-def _stock(function: Any, opset: int) -> Converter:
-    """Return TVM's converter in the form of ours."""
+def _stock(name: str, opset: int) -> Converter:
+    """Return TVM's converter in the form of ours; TVM is imported when it is called."""
 
     def convert(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
         from tvm.relay.expr import TupleWrapper
@@ -86,7 +86,7 @@ def _stock(function: Any, opset: int) -> Converter:
         graph = GraphProto({}, {}, freeze_params=True)
         graph.opset = opset
         with graph:
-            local = function(onnx_input(inputs), given, {})
+            local = stock_table(opset)[name](onnx_input(inputs), given, {})
         return local.astuple() if isinstance(local, TupleWrapper) else local
 
     return convert

@@ -83,6 +83,22 @@ def fix(file: OnnxFile, request: ShapeRequest, on_event: OnEvent) -> OnnxFile:
         ModelError: a dimension cannot be guessed (the hint holds the option to paste), or a
             requested shape contradicts the model.
     """
+    fixed, unknown = fix_known(file, request, on_event)
+    if unknown:
+        raise ModelError(
+            "the model leaves sizes open that cannot be guessed",
+            "say what they are, for example: " + " ".join(map(option, unknown)),
+        )
+    return fixed
+
+
+def fix_known(
+    file: OnnxFile, request: ShapeRequest, on_event: OnEvent
+) -> tuple[OnnxFile, tuple[str, ...]]:
+    """Return the file with the dimensions fixed that can be, and an example for each that cannot.
+
+    The examples are values of `--shape`; see `option`. Raises what `fix` raises, but for them.
+    """
     proto = onnx.ModelProto()
     proto.CopyFrom(file.proto)
     inputs = {i.name: i for i in proto.graph.input if i.name not in file.weights}
@@ -97,16 +113,11 @@ def fix(file: OnnxFile, request: ShapeRequest, on_event: OnEvent) -> OnnxFile:
         if name in request.inputs:
             _set_shape(info, request.inputs[name])
         elif not info.type.tensor_type.HasField("shape"):
-            unknown.append(_option(f"{name}:1,3,224,224"))
+            unknown.append(f"{name}:1,3,224,224")
         else:
             unknown += _fix_dims(info, request.dims, on_event)
-    if unknown:
-        raise ModelError(
-            "the model leaves sizes open that cannot be guessed",
-            "say what they are, for example: " + " ".join(dict.fromkeys(unknown)),
-        )
     _forget_inner_shapes(proto)
-    return replace(file, proto=proto)
+    return replace(file, proto=proto), tuple(dict.fromkeys(unknown))
 
 
 def _check_names(request: ShapeRequest, inputs: dict[str, Any]) -> None:
@@ -148,7 +159,7 @@ def _set_shape(info: Any, shape: tuple[int, ...]) -> None:
 
 
 def _fix_dims(info: Any, sizes: dict[str, int], on_event: OnEvent) -> list[str]:
-    """Fix the open dimensions of one input; return an option for each that stays open."""
+    """Fix the open dimensions of one input; return an example for each that stays open."""
     unknown = []
     for position, dim in enumerate(info.type.tensor_type.shape.dim):
         if dim.dim_value > 0:
@@ -170,14 +181,14 @@ def _example(name: str) -> int | None:
 
 def _suggestion(info: Any, dim_param: str) -> str:
     if dim_param:
-        return _option(f"{dim_param}={_example(dim_param) or 16}")
+        return f"{dim_param}={_example(dim_param) or 16}"
     dims = info.type.tensor_type.shape.dim
     sizes = [d.dim_value if d.dim_value > 0 else _example(d.dim_param) or 16 for d in dims]
-    return _option(f"{info.name}:{','.join(map(str, sizes))}")
+    return f"{info.name}:{','.join(map(str, sizes))}"
 
 
-def _option(value: str) -> str:
-    # Names are untrusted, and this is meant to be pasted into a shell.
+def option(value: str) -> str:
+    """Return the `--shape` option for a value, to be pasted into a shell: names are untrusted."""
     escaped = value.replace("'", "'\"'\"'")
     return f"--shape '{escaped}'"
 

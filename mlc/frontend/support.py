@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from mlc.errors import UnsupportedError
+from mlc.frontend.control import is_control
+from mlc.frontend.expand import has_body, opsets
 from mlc.frontend.onnx_file import nodes_of
-from mlc.frontend.operators import supported
+from mlc.frontend.operators import OWN, supported
 
 _ADVICE = {
     "com.microsoft": "written by ONNX Runtime's optimizer: export without it, or save with "
@@ -41,20 +44,67 @@ class Unsupported:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Support:
+    """An operator that a model uses `count` times, and what converts it.
+
+    `by` is "mlc" (our converter), "TVM" (its importer's), "body" (a function of the model or of
+    ONNX is written out in its place), "unrolled" (control flow) or "" (nothing).
+    """
+
+    domain: str
+    operator: str
+    opset: int
+    count: int
+    by: str
+
+
+def support(proto: Any) -> list[Support]:
+    """Return what converts each operator of a graph (subgraphs included), sorted by name."""
+    versions = opsets(proto)
+    functions = {(_standard(f.domain), f.name) for f in proto.functions}
+    counts = Counter((_standard(n.domain), n.op_type) for n in nodes_of(proto.graph))
+    return [
+        Support(
+            domain=domain,
+            operator=name,
+            opset=versions.get(domain, 0),
+            count=count,
+            by="body" if (domain, name) in functions else _by(domain, name, versions),
+        )
+        for (domain, name), count in sorted(counts.items())
+    ]
+
+
+def _by(domain: str, name: str, versions: dict[str, int]) -> str:
+    version = versions.get(domain, 1)
+    if is_control(domain, name):
+        return "unrolled"
+    if name in OWN.get(domain, {}) or (domain, name) == ("", "Constant"):
+        return "mlc"
+    if supported(domain, name, version):
+        return "TVM"
+    return "body" if domain in versions and has_body(domain, name, version) else ""
+
+
+def _standard(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
 def unsupported(proto: Any) -> list[Unsupported]:
     """Return the operators of a graph (subgraphs included) that cannot be converted, sorted."""
-    opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in proto.opset_import}
+    versions = opsets(proto)
     found: dict[tuple[str, str], list[str]] = {}
     for position, node in enumerate(nodes_of(proto.graph)):
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        if not supported(domain, node.op_type, opsets.get(domain, 1)):
+        domain = _standard(node.domain)
+        if not supported(domain, node.op_type, versions.get(domain, 1)):
             name = node.name or f"#{position}"
             found.setdefault((domain, node.op_type), []).append(name)
     return [
         Unsupported(
             domain=domain,
             operator=operator,
-            opset=opsets.get(domain, 0),
+            opset=versions.get(domain, 0),
             count=len(names),
             nodes=tuple(names[:3]),
             advice=_ADVICE.get(domain, _CUSTOM_ADVICE) if domain else _DEFAULT_ADVICE,

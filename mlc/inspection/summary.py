@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,21 +9,20 @@ from mlc import target, tvm_env
 from mlc.errors import BuildError, ModelError, UsageError
 from mlc.events import OnEvent, Progress
 from mlc.inspection.dump import PassDump, dump_kernel
+from mlc.inspection.facts import facts
 from mlc.inspection.graph import GraphRows
 from mlc.inspection.loop_rows import loop_counts, loop_rows, loop_totals
 from mlc.inspection.loops import Lowering, observe
 from mlc.options import OPT_LEVELS, InspectOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 def inspect_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     """Inspect as `InspectOptions(**fields)` says; return JSON data.
 
-    About the file: `path`, `bytes`, `sha256`, `opset`, `opsets`, `producer`, `inputs` and `outputs`
-    (dimensions as the file has them: a number, a name, or null), `nodes`, `operators` (ONNX, with
-    counts), `parameters` (tensors, elements, bytes), `unsupported`. About what is compiled, after
+    About the file: `path`, and what `facts` returns. About what is compiled, after
     the passes of the level: `flops` and `calls` (of kernels) per run, `kernels` (FLOPs per call).
     Where the model cannot be compiled, these are null or empty and `incomplete` says why. `passes`
     with `loops`, `relay` and `dump` are null unless asked for.
@@ -47,7 +44,7 @@ def inspect_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     file = timed("read", on_event, lambda: onnx_file.read(Path(options.path)))
     timed("load TVM", on_event, tvm_env.tvm)
     answer: dict[str, Any] = {
-        **_facts(file),
+        **facts(file),
         "path": options.path,
         "target": chosen.tvm,
         "opt_level": options.opt_level,
@@ -155,75 +152,3 @@ def _lower_all(
 
     timed("lower", on_event, work)
     return total
-
-
-def _facts(file: Any) -> dict[str, Any]:
-    """Return what the ONNX file itself says."""
-    from mlc.frontend.support import unsupported
-
-    proto = file.proto
-    nodes = list(_nodes(proto.graph))
-    return {
-        "kind": "model",
-        "bytes": file.size,
-        "sha256": file.sha256,
-        "opset": file.opset,
-        "opsets": {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
-        "producer": f"{proto.producer_name} {proto.producer_version}".strip() or None,
-        "inputs": [_tensor(i) for i in proto.graph.input if i.name not in file.weights],
-        "outputs": [_tensor(info) for info in proto.graph.output],
-        "nodes": len(nodes),
-        "operators": dict(Counter(map(_operator, nodes)).most_common()),
-        "parameters": _parameters(file),
-        "unsupported": [asdict(entry) for entry in unsupported(proto)],
-    }
-
-
-def _nodes(graph: Any) -> Iterator[Any]:
-    """Yield the nodes of a graph and of the graphs inside them."""
-    pending = list(reversed(graph.node))
-    while pending:
-        node = pending.pop()
-        yield node
-        for attribute in node.attribute:
-            for inner in [attribute.g, *attribute.graphs]:
-                pending.extend(reversed(inner.node))
-
-
-def _operator(node: Any) -> str:
-    standard = node.domain in ("", "ai.onnx")
-    return str(node.op_type) if standard else f"{node.domain}::{node.op_type}"
-
-
-def _tensor(info: Any) -> dict[str, Any]:
-    """Return an input or output; `shape` is null where the file gives not even a rank."""
-    import onnx
-
-    kind = info.type.WhichOneof("value")
-    if kind != "tensor_type":
-        return {"name": info.name, "dtype": kind or "unknown", "shape": None}
-    tensor = info.type.tensor_type
-    names = {value: name.lower() for name, value in onnx.TensorProto.DataType.items()}
-    names |= {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.DOUBLE: "float64"}
-    shape = [
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
-        for dim in tensor.shape.dim
-    ]
-    return {
-        "name": info.name,
-        "dtype": names.get(tensor.elem_type, f"type {tensor.elem_type}"),
-        "shape": shape if tensor.HasField("shape") else None,
-    }
-
-
-def _parameters(file: Any) -> dict[str, int]:
-    """Return how many initializers there are, of how many elements and bytes."""
-    import onnx
-
-    small = [onnx.numpy_helper.to_array(tensor) for tensor in file.proto.graph.initializer]
-    arrays = [*file.weights.values(), *small]
-    return {
-        "tensors": len(arrays),
-        "elements": sum(int(array.size) for array in arrays),
-        "bytes": sum(int(array.nbytes) for array in arrays),
-    }

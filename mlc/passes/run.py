@@ -13,6 +13,8 @@ from mlc.errors import BuildError, MlcError
 from mlc.passes.table import Pass, pipeline
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mlc.model import Model
 
 
@@ -30,12 +32,19 @@ Observe = Callable[[PassRun], None]
 
 
 def optimize(
-    model: Model, target: Any, level: int, observe: Observe | None = None, *, exact: bool = False
+    model: Model,
+    target: Any,
+    level: int,
+    observe: Observe | None = None,
+    *,
+    exact: bool = False,
+    without: Sequence[str] = (),
 ) -> Model:
     """Return the model after the passes of `-O<level>`: its operators fused into kernels.
 
     `target` is a `tvm.target.Target`. AutoTVM configs come from the dispatch context that is
-    current when this is called (layouts follow them). `exact` leaves out passes that round otherwise.
+    current when this is called (layouts follow them). `exact` leaves out passes that round otherwise,
+    `without` those that it names (see `pipeline`).
 
     Raises:
         BuildError: a pass failed; the message names it and those that ran before.
@@ -49,7 +58,7 @@ def optimize(
     ran: list[str] = []
     with target:
         operators = count_operators(module)
-        for row in pipeline(level, exact=exact):
+        for row in pipeline(level, exact=exact, without=without):
             if not row.applies(operators):
                 continue
             started = time.perf_counter()

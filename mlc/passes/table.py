@@ -7,10 +7,11 @@ AutoTVM may tune (its knobs); `tir` rows are fixed passes that lower what the sc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlc.errors import UsageError, did_you_mean
 from mlc.passes.fast_math import take_fast_math
 from mlc.passes.fold import fold_module
 from mlc.passes.horizontal import combine_batch_matmul, combine_conv2d, combine_dense
@@ -20,6 +21,7 @@ from mlc.passes.scale import fold_backward, fold_forward
 from mlc.passes.winograd import take_winograd
 
 Run = Callable[[Any], Any]
+FUSED, UNFUSED = "fuse-operators", "wrap-operators"  # one of them is the last graph pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +138,20 @@ PASSES: tuple[Pass, ...] = (
 )  # fmt: skip
 
 
-def pipeline(level: int, *, exact: bool = False) -> tuple[Pass, ...]:
-    """Return the graph passes of `-O<level>`, in the order they run; with `exact` those that are."""
-    last = "wrap-operators" if level == 0 else "fuse-operators"
-    other = "fuse-operators" if level == 0 else "wrap-operators"
+def pipeline(level: int, *, exact: bool = False, without: Sequence[str] = ()) -> tuple[Pass, ...]:
+    """Return the graph passes of `-O<level>`, in the order they run; with `exact` those that are.
+
+    `without` leaves rows out by name; in the place of fusion comes what `-O0` does.
+
+    Raises:
+        UsageError: `without` names no pass that can be left out.
+    """
+    names = [p.name for p in PASSES if p.stage == "relay" and p.name != UNFUSED]
+    for name in without:
+        if name not in names:
+            raise UsageError(f"no graph pass {name!r} to leave out", did_you_mean(name, names))
+    other = FUSED if level == 0 or FUSED in without else UNFUSED
     rows = [p for p in PASSES if p.stage == "relay" and p.level <= level and p.name != other]
-    rows = [p for p in rows if p.exact or not exact]
-    assert rows[-1].name == last
+    rows = [p for p in rows if (p.exact or not exact) and p.name not in without]
+    assert rows[-1].name in (FUSED, UNFUSED)
     return tuple(rows)

@@ -49,7 +49,7 @@ def run(options: RunOptions, on_event: OnEvent) -> dict[str, np.ndarray[Any, Any
             sources.refuse_nan(arrays)
         outputs = session.run(arrays)
     if options.output:
-        _save(Path(options.output), outputs)
+        save_npz(Path(options.output), outputs)
     return outputs
 
 
@@ -61,7 +61,7 @@ def _write_npz(file: IO[bytes], arrays: dict[str, np.ndarray[Any, Any]]) -> None
                 np.lib.format.write_array(member, array, allow_pickle=False)
 
 
-def _save(path: Path, outputs: dict[str, np.ndarray[Any, Any]]) -> None:
+def save_npz(path: Path, outputs: dict[str, np.ndarray[Any, Any]]) -> None:
     """Write an .npz whole or not at all."""
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")

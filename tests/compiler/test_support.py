@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 
 from mlc.errors import UnsupportedError
 from mlc.frontend.operators import MICROSOFT_STOCK, OWN, stock_table, supported
+from mlc.frontend.stock import STOCK
 from mlc.frontend.support import require_supported, unsupported
 from tests import models
 
@@ -105,6 +106,11 @@ def test_operators_in_branches_are_found() -> None:
     )  # fmt: skip
     proto = model(node("If", ["c"], ["y"], then_branch=then, else_branch=branch("Other")))
     assert {"Innermost", "Other"} <= {entry.operator for entry in unsupported(proto)}
+
+
+@pytest.mark.parametrize("opset", [1, 9, 17, 24])
+def test_our_list_of_tvms_converters_is_tvms(opset: int) -> None:
+    assert set(stock_table(opset)) == STOCK
 
 
 def test_attention_of_onnx_is_not_taken_for_microsofts() -> None:

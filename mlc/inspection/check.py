@@ -1,0 +1,113 @@
+"""`mlc check MODEL`, inside the isolated process: what would happen if the model were compiled.
+
+The import of `mlc compile` up to the point where TVM would be needed: read, fix shapes, write
+functions out, fold constants, unroll control flow; then look at what is left. It says no more than
+names, types and shapes tell: a converter may still refuse an attribute, a pass or LLVM may fail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlc.errors import ModelError, UsageError
+from mlc.events import Notice, OnEvent, ignore
+from mlc.frontend import control, expand, onnx_file, shapes, simplify
+from mlc.frontend.support import support, unsupported
+from mlc.inspection.estimate import estimate
+from mlc.inspection.facts import facts
+from mlc.inspection.static import Problem, not_static
+from mlc.options import CheckOptions
+
+if TYPE_CHECKING:
+    from mlc.frontend.onnx_file import OnnxFile
+
+
+def check_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
+    """Check as `CheckOptions(**fields)` says; return JSON data.
+
+    What `facts` returns of the file, `path`, and: `compiles` (no problem was found), `problems`
+    (see `static.Problem`), `support` (see `support.Support`), `open_shapes` (values of `--shape`
+    that are missing), `chosen` (what was decided on the user's behalf), `estimate` (see
+    `estimate.Estimate`; with sizes from `open_shapes` where there are some, null where the import
+    does not get that far). `unsupported` holds what is left after the import, not what the file has.
+
+    Runs in a process of its own (see `isolate`).
+
+    Raises:
+        ModelError: the file cannot be read.
+        UsageError: a `--shape` option is wrong.
+    """
+    options = CheckOptions(**{**fields, "shapes": tuple(fields["shapes"])})
+    request = shapes.parse(options.shapes)
+    file = onnx_file.read(Path(options.path))
+    answer = {
+        **facts(file),
+        "path": options.path,
+        "support": list(map(asdict, support(file.proto))),
+    }
+    problems: list[Problem] = []
+    chosen: list[str] = []
+
+    def listen(event: Any) -> None:
+        on_event(event)
+        if isinstance(event, Notice):
+            chosen.append(event.text)
+
+    fixed, missing = _fixed(file, request, problems, listen)
+    flat = _imported(fixed, problems, listen)
+    left = unsupported(flat.proto)
+    problems += [
+        Problem(kind="operator", message=str(entry).partition(" - ")[0], hint=entry.advice)
+        for entry in left
+        if not control.is_control(entry.domain, entry.operator)
+    ]
+    problems += not_static(flat)
+    return {
+        **answer,
+        "unsupported": [asdict(entry) for entry in left],
+        "compiles": not problems,
+        "problems": [asdict(problem) for problem in problems],
+        "open_shapes": list(missing),
+        "chosen": chosen,
+        "estimate": asdict(estimate(flat)) if flat is not file else None,
+    }
+
+
+def _fixed(
+    file: OnnxFile, request: shapes.ShapeRequest, problems: list[Problem], on_event: OnEvent
+) -> tuple[OnnxFile, tuple[str, ...]]:
+    """Return the file with fixed shapes, guesses where the user must choose, and these guesses."""
+    try:
+        fixed, missing = shapes.fix_known(file, request, on_event)
+    except ModelError as error:
+        problems.append(Problem(kind="shape", message=error.message, hint=error.hint))
+        return file, ()
+    if not missing:
+        return fixed, ()
+    problems.append(
+        Problem(
+            kind="shape",
+            message="the model leaves sizes open that cannot be guessed",
+            hint="say what they are, for example: " + " ".join(map(shapes.option, missing)),
+        )
+    )
+    guess = shapes.parse(missing)
+    merged = replace(request, inputs=request.inputs | guess.inputs, dims=request.dims | guess.dims)
+    return shapes.fix_known(file, merged, ignore)[0], missing
+
+
+def _imported(file: OnnxFile, problems: list[Problem], on_event: OnEvent) -> OnnxFile:
+    """Return the graph that would be converted; the file as far as the import gets."""
+    try:
+        expanded = expand.expand(file)
+        simplified = simplify.simplify(expanded, on_event)
+    except (ModelError, UsageError) as error:
+        problems.append(Problem(kind="operator", message=error.message, hint=error.hint))
+        return file
+    try:
+        return control.flatten(simplified)
+    except ModelError as error:
+        problems.append(Problem(kind="control flow", message=error.message, hint=error.hint))
+        return simplified
