@@ -142,7 +142,10 @@ def test_a_dead_device_costs_no_candidate(
 
 def test_a_misfit_is_put_aside_at_once(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(Devices(p1001="ok", p1002=lost("it is a toaster", "misfit")), monkeypatch)
-    assert all(o.costs == (1001.0,) for o in bench.measure(4))
+    for _ in range(100):  # on a busy machine the other device may be done before this one is asked
+        assert all(o.costs == (1001.0,) for o in bench.measure(4))
+        if bench.notices:
+            break
     assert bench.notices == [f"the device at {B} is put aside (it is a toaster)"]
 
 
