@@ -63,7 +63,10 @@ def caption(results: Sequence[Result]) -> str:
         "The ratio (above 1: mlc is faster) is taken round by round, 5th to 95th percentile beside it.",
     ]
     if limit := stats.limit(results):
-        lines.append(f"The fp32 limit measured here is {limit:.0f} GFLOP/s.")
+        lines.append(
+            f"The fp32 limit measured here is {limit:.0f} GFLOP/s; Winograd's convolutions count as "
+            "direct ones, so that a share may pass 100 %."
+        )
     chosen = {
         f"{result['name']}: {entrant['settings']}"
         for result in results
