@@ -51,5 +51,7 @@ def test_compile_without_a_pass(mlc, conv, tmp_path):
     assert "winograd" in manifest["passes"]
     assert manifest["verification"]["passed"]
     assert "alter-layout" in conv.report["manifest"]["passes"]
-    wrong = mlc("compile", conv.model, "--without-pass", "alter-layouts", cwd=tmp_path, check_code=2)
+    wrong = mlc(
+        "compile", conv.model, "--without-pass", "alter-layouts", cwd=tmp_path, check_code=2
+    )
     assert "did you mean 'alter-layout'" in wrong.stderr
