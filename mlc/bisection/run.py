@@ -18,7 +18,7 @@ from mlc.bisection.diverging import Cutter, Part
 from mlc.bisection.graph import Graph, Step
 from mlc.bisection.levels import Blame, blame, lowest
 from mlc.bisection.search import BAD, GOOD, UNCLEAR
-from mlc.bisection.trial import OK, REFUSED, Outcome, Trials
+from mlc.bisection.trial import OK, Outcome, Trials
 from mlc.errors import ModelError, UsageError
 from mlc.events import OnEvent, Stage
 from mlc.options import OPT_LEVELS, BisectOptions, CompileOptions
@@ -118,8 +118,8 @@ class _Bisection:
         started = time.perf_counter()
         asked = self.options.opt_level
         first = self._at(asked)
-        if first.kind == REFUSED:
-            raise ModelError(first.message, "`mlc check` lists what is wrong with the model")
+        if first.error is not None:
+            raise first.error
         self.sought = first.kind
         found = {} if first.kind == OK else self._narrow(asked)
         return BisectReport(

@@ -21,12 +21,13 @@ class Outcome:
     """What became of a candidate.
 
     `kind` is OK, MISMATCH (`wrong` names the outputs), FAILURE (the compiler or the compiled code
-    failed or crashed) or REFUSED (the model cannot be imported); `message` says more.
+    failed or crashed) or REFUSED (the model cannot be imported: `error`); `message` says more.
     """
 
     kind: str
     message: str = ""
     wrong: tuple[str, ...] = ()
+    error: ModelError | None = None
 
 
 def run(options: CompileOptions, inputs: Path | None, on_event: OnEvent) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def _outcome(work: isolate.Work) -> Outcome:
     except (BuildError, RunError, ArtifactError) as error:
         return Outcome(kind=FAILURE, message=error.message)
     except ModelError as error:
-        return Outcome(kind=REFUSED, message=error.message)
+        return Outcome(kind=REFUSED, message=error.message, error=error)
     if answer["passed"]:
         return Outcome(kind=OK)
     wrong = tuple(check["name"] for check in answer["outputs"] if not check["passed"])

@@ -67,7 +67,7 @@ def _show(report: Any) -> None:
     else:
         lines = {
             "result": report.kind,
-            "level": f"-O{report.level}" + (" and up" if report.level < report.opt_level else ""),
+            "level": f"-O{report.level}, the lowest up to -O{report.opt_level}",
             "operator": "\nor ".join(report.operators) or "no part of the graph shows it by itself",
             "pass": " or ".join(report.passes) or "none",
             "why": report.why,

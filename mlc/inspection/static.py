@@ -46,7 +46,22 @@ class Problem:
 
 def not_static(file: OnnxFile) -> list[Problem]:
     """Return what a converter would refuse, each kind of it once; control flow is written out."""
-    return [*_of_types(file.proto), *_of_shapes(file)]
+    return [*_of_types(file.proto), *_of_shapes(file), *_of_inference(file.proto)]
+
+
+def _of_inference(proto: Any) -> Iterator[Problem]:
+    """Report the first node whose operands' shapes contradict each other, by onnx's inference."""
+    if any(node.domain not in ("", "ai.onnx") for node in proto.graph.node):
+        return  # inference ends at what it does not know
+    try:
+        onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        yield Problem(
+            kind="shape",
+            message=f"the shapes contradict each other: {lines[-1] if lines else 'no reason given'}",
+            hint="check the sizes given with --shape",
+        )
 
 
 def _of_types(proto: Any) -> Iterator[Problem]:

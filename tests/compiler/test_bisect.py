@@ -17,7 +17,7 @@ from onnx import helper
 
 from mlc.bisection import run
 from mlc.bisection.run import BisectReport
-from mlc.errors import ModelError, UsageError
+from mlc.errors import UnsupportedError, UsageError
 from mlc.events import ignore
 from mlc.frontend.operators import OWN
 from mlc.options import BisectOptions
@@ -221,7 +221,7 @@ def test_inputs_are_kept_where_random_ones_do_not_show_it(faulty: Any) -> None:
 
 def test_what_cannot_be_imported_is_a_model_error(faulty: Any) -> None:
     proto = models.model([node("Nonsense", ["x"], ["y"])], {"x": [1]}, ["y"])
-    with pytest.raises(ModelError, match="cannot be converted"):
+    with pytest.raises(UnsupportedError, match="cannot be converted"):
         faulty(right, proto, shapes=())
 
 

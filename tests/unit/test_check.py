@@ -158,6 +158,15 @@ def test_a_wrong_shape_option(shape: str, tmp_path: Path) -> None:
         check(proto, tmp_path, shape)
 
 
+def test_sizes_that_do_not_fit_together(tmp_path: Path) -> None:
+    weights = {"w": models.floats(4, 3)}
+    proto = models.model([node("MatMul", ["x", "w"], ["y"], "mm")], {"x": [2, "k"]}, ["y"], weights)
+    found = check(proto, tmp_path, "k=5")
+    assert kinds(found) == ["shape"]
+    assert "mm" in found["problems"][0]["message"]
+    assert check(proto, tmp_path, "k=4")["compiles"]
+
+
 def test_a_broken_file_is_a_model_error(tmp_path: Path) -> None:
     path = models.save(models.conv_net(), tmp_path)
     whole = path.read_bytes()
