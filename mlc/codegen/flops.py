@@ -30,6 +30,10 @@ def _of_call(call: Any) -> int:
         return 0
     if name == "mlc.conv2d_winograd":  # those of the direct convolution, so that times compare
         return 2 * elements * 9 * _shape(call.args[1].checked_type)[2]
+    if name in ("mlc.attention", "mlc.masked_attention"):  # the two products
+        (_, n, _), (_, m, _) = (_shape(arg.checked_type) for arg in call.args[:2])
+        heads, d, dv = (int(k) for k in call.attrs["layout"][:3])
+        return 2 * _shape(call.checked_type)[0] * heads * n * m * (d + dv)
     if "conv" in name and "transpose" not in name and len(call.args) > 1:
         weight = _shape(call.args[1].checked_type)
         channels = _shape(call.checked_type)

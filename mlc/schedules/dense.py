@@ -55,9 +55,7 @@ def panels(cfg: Any, data: Any, weight: Any) -> tuple[int, int, int]:
 
 def packed(data: Any, weight: Any, units: int) -> Any:
     """Return the Relay call of a dense layer with packed weights."""
-    return relay.Call(
-        relay.op.get(PACKED), [data, weight], tvm.ir.make_node("DictAttrs", units=units)
-    )
+    return operator.call(PACKED, [data, weight], units=units)
 
 
 def install() -> None:
@@ -65,8 +63,7 @@ def install() -> None:
     operator.register(
         PACKED,
         "a dense layer, its weights in panels [N / columns, K, columns]",
-        "activations [m, k]",
-        "weights [panels, k, columns], zeros behind n",
+        {"data": "activations [m, k]", "weight": "weights [panels, k, columns], zeros behind n"},
         ("MlcDensePacked", _packed_type),
     )
     relay_op.register_strategy(PACKED, _packed_strategy)

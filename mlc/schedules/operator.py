@@ -1,34 +1,44 @@
-"""Relay operators of our own: data and weights in, one tensor out, attributes in a dictionary."""
+"""Relay operators of our own: tensors in, one tensor out, attributes in a dictionary."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import tvm
 from tvm import relay
 from tvm.relay.op import op as relay_op
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 def register(
-    name: str, text: str, data: str, weight: str, relation: tuple[str, Callable[..., Any]]
+    name: str,
+    text: str,
+    operands: Mapping[str, str],
+    relation: tuple[str, Callable[..., Any]],
+    pattern: int = relay_op.OpPattern.OUT_ELEMWISE_FUSABLE,
 ) -> None:
-    """Register an operator that element-wise ones may follow in its kernel.
+    """Register an operator, by default one that element-wise ones may follow in its kernel.
 
     Args:
         name: the operator's.
         text: what it computes.
-        data: what its first operand is.
-        weight: what its second operand is.
+        operands: what each operand is, by name.
         relation: name and function of its type relation.
+        pattern: how it fuses.
     """
     relay_op.register(name, text)
     op = relay.op.get(name)
-    op.set_num_inputs(2)
-    op.add_argument("data", "Tensor", data)
-    op.add_argument("weight", "Tensor", weight)
+    op.set_num_inputs(len(operands))
+    for operand, what in operands.items():
+        op.add_argument(operand, "Tensor", what)
     op.set_attrs_type_key("DictAttrs")
     op.set_support_level(10)
     op.add_type_rel(*relation)
-    relay_op.register_pattern(name, relay_op.OpPattern.OUT_ELEMWISE_FUSABLE)
+    relay_op.register_pattern(name, pattern)
+
+
+def call(name: str, operands: list[Any], **attributes: Any) -> Any:
+    """Return a Relay call of one of these operators."""
+    return relay.Call(relay.op.get(name), operands, tvm.ir.make_node("DictAttrs", **attributes))

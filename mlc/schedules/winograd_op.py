@@ -32,7 +32,7 @@ def call(data: Any, weight: Any, plan: winograd.Plan) -> Any:
         "data_layout": _PLAIN,
         "out_layout": _PLAIN,
     }
-    return _call([data, weight], attrs)
+    return operator.call(NAME, [data, weight], **attrs)
 
 
 def packed(weight: Array, shape: tuple[int, ...]) -> Array | None:
@@ -77,17 +77,15 @@ def install() -> None:
     operator.register(
         NAME,
         "a 3x3 convolution with stride 1, its weights in Winograd's domain",
-        "activations",
-        "transformed weights [positions, panels, c, columns]",
+        {
+            "data": "activations",
+            "weight": "transformed weights [positions, panels, c, columns]",
+        },
         ("MlcConv2dWinograd", _type),
     )
     relay_op.register_strategy(NAME, _strategy)
     relay_op.register_alter_op_layout(NAME, _alter)
     relay_op.register_infer_correct_layout(NAME, _layouts)
-
-
-def _call(args: list[Any], attrs: dict[str, Any]) -> Any:
-    return relay.Call(relay.op.get(NAME), args, tvm.ir.make_node("DictAttrs", **attrs))
 
 
 def _layer(data: Any, attrs: Any) -> winograd.Layer:
@@ -112,7 +110,8 @@ def _alter(attrs: Any, inputs: Any, types: Any, _out_type: Any) -> Any:
         "data_layout": f"{_PLAIN}{layer.in_block}c",
         "out_layout": f"{_PLAIN}{layer.out_block}c",
     }
-    return _call(list(inputs), {**{key: attrs[key] for key in attrs.keys()}, **blocked})  # noqa: SIM118
+    known = {key: attrs[key] for key in attrs.keys()}  # noqa: SIM118
+    return operator.call(NAME, list(inputs), **{**known, **blocked})
 
 
 def _layouts(attrs: Any, *_layouts_and_types: Any) -> Any:
