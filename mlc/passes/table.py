@@ -142,6 +142,8 @@ PASSES: tuple[Pass, ...] = (
          help="share the buffers inside one kernel"),
     Pass(name="tir.HoistIfThenElse", stage="tir", level=0,
          help="move loop-invariant conditions out of loops"),
+    Pass(name="mlc.keep_on_stack", stage="tir", level=0,
+         help="buffers no larger than the registers on the stack, from where LLVM lifts them"),
 )  # fmt: skip
 
 
