@@ -41,7 +41,7 @@ DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
 @click.option(
     "--exact",
     is_flag=True,
-    help="No algorithm that rounds otherwise than the model's own (Winograd's convolution, erf and tanh on vectors).",
+    help="No algorithm that rounds otherwise than the model's own (Winograd's convolution, attention in one kernel, erf, exp, softmax on vectors).",
 )
 @click.option(
     "--without-pass",

@@ -28,12 +28,8 @@ def _of_call(call: Any) -> int:
     elements = sum(math.prod(_shape(kind)) for kind in _types(call.checked_type))
     if name in _FREE:
         return 0
-    if name == "mlc.conv2d_winograd":  # those of the direct convolution, so that times compare
-        return 2 * elements * 9 * _shape(call.args[1].checked_type)[2]
-    if name == "mlc.recurrent":
-        return (
-            2 * math.prod(_shape(call.args[0].checked_type)) * _shape(call.args[1].checked_type)[0]
-        )
+    if name in _OURS:
+        return _OURS[name](call)
     if "conv" in name and "transpose" not in name and len(call.args) > 1:
         weight = _shape(call.args[1].checked_type)
         channels = _shape(call.checked_type)
@@ -51,6 +47,33 @@ _FREE = frozenset(
     {"reshape", "transpose", "layout_transform", "squeeze", "expand_dims", "concatenate", "copy",
      "strided_slice", "split", "take", "cast", "broadcast_to", "nn.batch_flatten", "nn.pad"}
 )  # fmt: skip
+
+
+def _winograd(call: Any) -> int:
+    """Return those of the direct convolution, so that times compare."""
+    outputs = math.prod(_shape(call.checked_type))
+    return 2 * outputs * 9 * _shape(call.args[1].checked_type)[2]
+
+
+def _recurrent(call: Any) -> int:
+    """Return those of the product of every step."""
+    x, weight = (_shape(arg.checked_type) for arg in call.args[:2])
+    return 2 * math.prod(x) * weight[0]
+
+
+def _attention(call: Any) -> int:
+    """Return those of the two products."""
+    (_, n, _), (_, m, _) = (_shape(arg.checked_type) for arg in call.args[:2])
+    heads, d, dv = (int(k) for k in call.attrs["layout"][:3])
+    return 2 * _shape(call.checked_type)[0] * heads * n * m * (d + dv)
+
+
+_OURS = {
+    "mlc.conv2d_winograd": _winograd,
+    "mlc.recurrent": _recurrent,
+    "mlc.attention": _attention,
+    "mlc.masked_attention": _attention,
+}
 
 
 def _shape(kind: Any) -> list[int]:

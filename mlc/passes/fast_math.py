@@ -1,9 +1,10 @@
-"""erf and tanh in float32 by rational functions, which vector units compute.
+"""Functions in float32 as arithmetic on vectors: erf, tanh, exp, sigmoid, softmax.
 
-TVM leaves both to the C library, one call per element: erf alone, in GELU, took a third of a small
-vision transformer's time. TVM's `fast_erf` and `fast_tanh` are Eigen's approximations, within 1e-6
-(see tests/compiler/test_fast_math.py). They clamp their argument, and with it lose NaN; here NaN
-stays NaN. Recurrent layers get their sigmoid and tanh the same way, inside their kernel.
+TVM leaves them to the C library, one call per element: erf alone, in GELU, took a third of a small
+vision transformer's time, softmax an eighth. TVM's `fast_erf` and `fast_tanh` are Eigen's rational
+functions, within 1e-6 (see tests/compiler/test_fast_math.py); they clamp their argument, and with it
+lose NaN, which is put back here. The others use `mlc.schedules.elementary.exp`, which keeps it. Recurrent
+layers take their sigmoid and tanh from there as well, inside their kernel.
 """
 
 from __future__ import annotations
@@ -15,25 +16,34 @@ from mlc.passes.rewrite import rewrite_main
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FAST = {"erf": "fast_erf", "tanh": "fast_tanh"}
+CLAMPED = {"erf": "fast_erf", "tanh": "fast_tanh"}
+FAST = (*CLAMPED, "exp", "sigmoid", "nn.softmax")
 
 
 def take_fast_math(module: Any) -> Any:
-    """Return the module with float32 calls of `FAST` replaced."""
+    """Return the module with float32 calls of `FAST` replaced (softmax over the last axis only)."""
     return rewrite_main(module, _fast)
 
 
 def _fast(call: Any, arguments: Sequence[Any]) -> Any:
     from tvm import relay
 
-    from mlc.schedules import recurrent
+    from mlc.schedules import elementary, operator, recurrent, rows
 
-    operator = getattr(call.op, "name", "")
-    if operator == recurrent.NAME and call.attrs["exact"]:
+    name = getattr(call.op, "name", "")
+    if name == recurrent.NAME and call.attrs["exact"]:
         return recurrent.fast(call, list(arguments))
-    name = FAST.get(operator)
-    if name is None or call.checked_type.dtype != "float32":
+    if name not in FAST or call.checked_type.dtype != "float32":
         return None
     (value,) = arguments
-    found = relay.Call(relay.op.get(name), [value])
+    if name == "exp":
+        return operator.call(elementary.EXP, [value])
+    if name == "sigmoid":
+        one = relay.const(1.0, "float32")
+        return one / (one + operator.call(elementary.EXP, [relay.negative(value)]))
+    if name == "nn.softmax":
+        last = int(call.attrs.axis) in (-1, len(call.checked_type.shape) - 1)
+        fits = last and rows.takes(call.checked_type)
+        return operator.call(rows.SOFTMAX, [value]) if fits else None
+    found = relay.Call(relay.op.get(CLAMPED[name]), [value])
     return relay.where(relay.isnan(value), value, found)

@@ -7,12 +7,15 @@ from typing import Any
 
 # (original call, its new arguments) -> a replacement, or None to keep the call
 OnCall = Callable[[Any, Sequence[Any]], Any]
+# original call -> the expressions it depends on that `on_call` wants instead of its arguments, or None
+Reads = Callable[[Any], Sequence[Any] | None]
 
 
-def rewrite(root: Any, on_call: OnCall) -> Any:
+def rewrite(root: Any, on_call: OnCall, reads: Reads | None = None) -> Any:
     """Return `root` with each call offered to `on_call`, operands before users.
 
-    Nodes whose operands did not change are kept as they are, so sharing survives.
+    Nodes whose operands did not change are kept as they are, so sharing survives. Where `reads` names
+    expressions, `on_call` gets their new versions as arguments, and must replace the call.
     """
     from tvm import relay
 
@@ -20,16 +23,20 @@ def rewrite(root: Any, on_call: OnCall) -> Any:
     relay.analysis.post_order_visit(root, order.append)
     done: dict[int, Any] = {}
     for node in order:
-        done[_key(node)] = _visit(node, done, on_call)
+        wanted = reads(node) if reads is not None and isinstance(node, relay.Call) else None
+        if wanted is not None:
+            done[_key(node)] = on_call(node, [done[_key(expr)] for expr in wanted])
+        else:
+            done[_key(node)] = _visit(node, done, on_call)
     return done[_key(root)]
 
 
-def rewrite_main(module: Any, on_call: OnCall) -> Any:
+def rewrite_main(module: Any, on_call: OnCall, reads: Reads | None = None) -> Any:
     """Return the module with `main` rewritten and typed; the same object if nothing changed."""
     from tvm import IRModule, relay
 
     main = module["main"]
-    body = rewrite(main.body, on_call)
+    body = rewrite(main.body, on_call, reads)
     if body.same_as(main.body):
         return module
     changed = IRModule.from_expr(relay.Function(main.params, body, None, [], main.attrs))

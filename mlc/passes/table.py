@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlc.errors import UsageError, did_you_mean
-from mlc.passes.fast_math import take_fast_math
+from mlc.passes.attention import take_attention
+from mlc.passes.fast_math import FAST, take_fast_math
 from mlc.passes.fold import fold_module
 from mlc.passes.horizontal import combine_batch_matmul, combine_conv2d, combine_dense
 from mlc.passes.layout import alter_layout
+from mlc.passes.norm import take_layer_norm
 from mlc.passes.pack import pack_dense
+from mlc.passes.reshapes import sink_reshapes
 from mlc.passes.scale import fold_backward, fold_forward
 from mlc.passes.winograd import take_winograd
 
@@ -81,6 +84,10 @@ PASSES: tuple[Pass, ...] = (
          help="evaluate what depends on weights alone, with numpy"),
     Pass(name="eliminate-common-subexpressions", stage="relay", level=2,
          run=_relay("EliminateCommonSubexpr"), help="compute equal expressions once"),
+    Pass(name="layer-norm", stage="relay", level=3, needs=("mean",), run=take_layer_norm,
+         help="layer norm over the last axis as one operator"),
+    Pass(name="sink-reshapes", stage="relay", level=3, needs=("nn.dense",), run=sink_reshapes,
+         help="element-wise operators on the matrices of dense layers, reshapes behind them"),
     Pass(name="combine-parallel-conv2d", stage="relay", level=3, needs=("nn.conv2d",), run=combine_conv2d,
          help="horizontal fusion: three or more convolutions of one input become one"),
     Pass(name="combine-parallel-dense", stage="relay", level=3, needs=("nn.dense",), run=combine_dense,
@@ -101,9 +108,11 @@ PASSES: tuple[Pass, ...] = (
          help="evaluate what the passes above left on the weights"),
     Pass(name="flatten-atrous-conv", stage="relay", level=2, needs=("nn.batch_to_space_nd",), run=_relay("FlattenAtrousConv"),
          help="space-to-batch, conv, batch-to-space become one dilated convolution"),
-    Pass(name="fast-math", stage="relay", level=3, needs=("erf", "tanh", "mlc.recurrent"), exact=False,
-         run=take_fast_math,
-         help="erf, tanh and recurrent layers' activations by rational functions on vectors (not with --exact)"),
+    Pass(name="attention", stage="relay", level=3, needs=("nn.softmax",), exact=False,
+         run=take_attention,
+         help="softmax(Q K^T) V of a block of queries at a time, scores in cache (not with --exact)"),
+    Pass(name="fast-math", stage="relay", level=3, needs=(*FAST, "mlc.recurrent"), exact=False, run=take_fast_math,
+         help="erf, tanh, exp, sigmoid, softmax, recurrent layers as arithmetic on vectors (not with --exact)"),
     Pass(name="winograd", stage="relay", level=3, needs=("nn.conv2d",), exact=False, run=take_winograd,
          help="3x3 convolutions with fewer multiplications, where that is faster (not with --exact)"),
     Pass(name="alter-layout", stage="relay", level=3, run=alter_layout,
@@ -135,6 +144,8 @@ PASSES: tuple[Pass, ...] = (
          help="share the buffers inside one kernel"),
     Pass(name="tir.HoistIfThenElse", stage="tir", level=0,
          help="move loop-invariant conditions out of loops"),
+    Pass(name="mlc.keep_on_stack", stage="tir", level=0,
+         help="buffers no larger than the registers on the stack, from where LLVM lifts them"),
 )  # fmt: skip
 
 

@@ -17,10 +17,22 @@ def install() -> None:
     A strategy falls back to TVM's implementations for what a template does not take (see `TAKES` in
     `gemm`): other dtypes, shapes known at run time only.
     """
-    from mlc.schedules import arm, batch_matmul, dense, recurrent, winograd_op
+    from mlc.schedules import (
+        arm,
+        attention,
+        batch_matmul,
+        dense,
+        elementary,
+        recurrent,
+        rows,
+        winograd_op,
+    )
 
     dense.install()
     batch_matmul.install()
     winograd_op.install()
     recurrent.install()
+    elementary.install()
+    rows.install()
+    attention.install()
     arm.install()

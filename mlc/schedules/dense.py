@@ -55,9 +55,7 @@ def panels(cfg: Any, data: Any, weight: Any) -> tuple[int, int, int]:
 
 def packed(data: Any, weight: Any, units: int) -> Any:
     """Return the Relay call of a dense layer with packed weights."""
-    return relay.Call(
-        relay.op.get(PACKED), [data, weight], tvm.ir.make_node("DictAttrs", units=units)
-    )
+    return operator.call(PACKED, [data, weight], units=units)
 
 
 def install() -> None:

@@ -4,38 +4,41 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import tvm
 from tvm import relay
 from tvm.relay.op import op as relay_op
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-FUSABLE = relay_op.OpPattern.OUT_ELEMWISE_FUSABLE  # element-wise operators may follow in its kernel
-OPAQUE = relay_op.OpPattern.OPAQUE  # a kernel by itself
+    from collections.abc import Callable, Mapping
 
 
 def register(
     name: str,
     text: str,
-    operands: dict[str, str],
+    operands: Mapping[str, str],
     relation: tuple[str, Callable[..., Any]],
-    pattern: int = FUSABLE,
+    pattern: int = relay_op.OpPattern.OUT_ELEMWISE_FUSABLE,
 ) -> None:
-    """Register an operator.
+    """Register an operator, by default one that element-wise ones may follow in its kernel.
 
     Args:
         name: the operator's.
         text: what it computes.
-        operands: what each one is, by name.
+        operands: what each operand is, by name.
         relation: name and function of its type relation.
-        pattern: what Relay may fuse with it.
+        pattern: how it fuses.
     """
     relay_op.register(name, text)
     op = relay.op.get(name)
     op.set_num_inputs(len(operands))
-    for operand, meaning in operands.items():
-        op.add_argument(operand, "Tensor", meaning)
+    for operand, what in operands.items():
+        op.add_argument(operand, "Tensor", what)
     op.set_attrs_type_key("DictAttrs")
     op.set_support_level(10)
     op.add_type_rel(*relation)
     relay_op.register_pattern(name, pattern)
+
+
+def call(name: str, operands: list[Any], **attributes: Any) -> Any:
+    """Return a Relay call of one of these operators."""
+    return relay.Call(relay.op.get(name), operands, tvm.ir.make_node("DictAttrs", **attributes))

@@ -25,7 +25,7 @@ from tvm.relay.op.strategy import generic
 from tvm.target.x86 import get_simd_32bit_lanes
 from tvm.topi.utils import get_const_tuple
 
-from mlc.schedules import activations, gemm, operator
+from mlc.schedules import elementary, gemm, operator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,15 +73,15 @@ def recurrent(
             (a cell that RNN and GRU hand through), all float32.
         reverse: whether the last step comes first.
     """
-    attrs = tvm.ir.make_node("DictAttrs", kind=kind, reverse=int(reverse), exact=1)
-    both = relay.TupleWrapper(relay.Call(relay.op.get(NAME), list(operands), attrs), 2)
+    call = operator.call(NAME, list(operands), kind=kind, reverse=int(reverse), exact=1)
+    both = relay.TupleWrapper(call, 2)
     return both[0], both[1]
 
 
 def fast(call: Any, arguments: list[Any]) -> Any:
     """Return a call of the operator with its activations computed on vectors."""
     attrs = {**{key: call.attrs[key] for key in call.attrs.keys()}, "exact": 0}  # noqa: SIM118
-    return relay.Call(call.op, arguments, tvm.ir.make_node("DictAttrs", **attrs))
+    return operator.call(NAME, arguments, **attrs)
 
 
 def install() -> None:
@@ -97,7 +97,7 @@ def install() -> None:
             "cell": "the first [batch, hidden]",
         },
         ("MlcRecurrent", _type),
-        operator.OPAQUE,
+        relay_op.OpPattern.OPAQUE,
     )
     relay_op.register_strategy(NAME, _strategy)
 
@@ -251,7 +251,7 @@ def _cell(ib: Any, layer: Layer, row: _Row) -> None:
     """Write the equations of a step, the products given."""
     b, size, gates, state = row.b, layer.hidden, row.gates, row.state
     sigmoid, tanh = (
-        (tir.sigmoid, tir.tanh) if layer.exact else (activations.sigmoid, activations.tanh)
+        (tir.sigmoid, tir.tanh) if layer.exact else (elementary.sigmoid, elementary.tanh)
     )
 
     def total(gate: int, j: Any) -> Scalar:

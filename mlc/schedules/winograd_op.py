@@ -32,7 +32,7 @@ def call(data: Any, weight: Any, plan: winograd.Plan) -> Any:
         "data_layout": _PLAIN,
         "out_layout": _PLAIN,
     }
-    return _call([data, weight], attrs)
+    return operator.call(NAME, [data, weight], **attrs)
 
 
 def packed(weight: Array, shape: tuple[int, ...]) -> Array | None:
@@ -88,10 +88,6 @@ def install() -> None:
     relay_op.register_infer_correct_layout(NAME, _layouts)
 
 
-def _call(args: list[Any], attrs: dict[str, Any]) -> Any:
-    return relay.Call(relay.op.get(NAME), args, tvm.ir.make_node("DictAttrs", **attrs))
-
-
 def _layer(data: Any, attrs: Any) -> winograd.Layer:
     out = str(attrs["out_layout"])
     block = 0 if out == _PLAIN else int(out[len(_PLAIN) : -1])
@@ -114,7 +110,8 @@ def _alter(attrs: Any, inputs: Any, types: Any, _out_type: Any) -> Any:
         "data_layout": f"{_PLAIN}{layer.in_block}c",
         "out_layout": f"{_PLAIN}{layer.out_block}c",
     }
-    return _call(list(inputs), {**{key: attrs[key] for key in attrs.keys()}, **blocked})  # noqa: SIM118
+    known = {key: attrs[key] for key in attrs.keys()}  # noqa: SIM118
+    return operator.call(NAME, list(inputs), **{**known, **blocked})
 
 
 def _layouts(attrs: Any, *_layouts_and_types: Any) -> Any:

@@ -32,6 +32,7 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "batch_matmul.x86": ("BMK", "BNK", "BMN"),
     "dense_mlc.x86": ("MK", "NK", "MN"),
     "batch_matmul_mlc.x86": ("BMK", "BKN", "BMN"),
+    "attention_mlc.x86": ("BNC", "BMC", "BMC", "BNC"),
     "conv2d_winograd_mlc.x86": ("NCHW", "OIHW", "NCHW"),
 }
 # (logical layout, rank of the kernel's argument): the argument's layout, blocks from its shape.
