@@ -482,7 +482,7 @@ ARCHITECTURES = (
     Architecture(factory=resnext, inputs=("1,3,64,64",)),
     Architecture(factory=shufflenet, inputs=("2,3,33,32",)),
     Architecture(factory=densenet, inputs=("1,3,24,24",)),
-    Architecture(factory=efficientnet, inputs=("1,3,48,48",), sample="dynamo"),
+    Architecture(factory=efficientnet, inputs=("1,3,48,48",)),
     Architecture(factory=convnext, inputs=("1,3,48,48",)),
     Architecture(factory=unet, inputs=("1,3,32,32",)),
     Architecture(factory=deeplab, inputs=("1,3,33,33",)),
