@@ -17,11 +17,11 @@ def install() -> None:
     A strategy falls back to TVM's implementations for what a template does not take (see `TAKES` in
     `gemm`): other dtypes, shapes known at run time only.
     """
-    from mlc.schedules import arm, batch_matmul, blocks, dense, depthwise, winograd_op
+    from mlc.schedules import arm, batch_matmul, blocks, conv_op, dense, winograd_op
 
     dense.install()
     batch_matmul.install()
     winograd_op.install()
     blocks.install()
-    depthwise.install()
+    conv_op.install()
     arm.install()

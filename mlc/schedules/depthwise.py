@@ -20,13 +20,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import tvm
-from tvm import autotvm, relay, te, tir
+from tvm import autotvm, te, tir
 from tvm.autotvm.task.space import OtherOptionEntity
-from tvm.relay.op.strategy import generic, x86
-from tvm.topi import nn
 from tvm.topi.utils import get_const_tuple
-from tvm.topi.x86 import conv2d_alter_op
 
 from mlc.schedules import gemm
 from mlc.schedules.blocks import block
@@ -70,6 +66,16 @@ class Layer:
         """Outputs in a row."""
         padded = self.width + self.padding[1] + self.padding[3]
         return (padded - self.span(1, 1)) // self.strides[1] + 1
+
+    @property
+    def image(self) -> tuple[int, ...]:
+        """The shape of the inputs in blocks."""
+        return self.batch, self.blocks, self.height, self.width, self.block
+
+    @property
+    def weights(self) -> tuple[int, ...]:
+        """The shape of the weights in blocks."""
+        return self.blocks, 1, *self.taps, 1, self.block
 
     @property
     def blocks(self) -> int:
@@ -158,10 +164,8 @@ def depthwise(cfg: Any, data: Any, weight: Any, strides: Any, padding: Any, dila
     layer = layer_of(data, weight, strides, padding, dilation)
     define(cfg, layer)
     if len(data.shape) == 4 and autotvm.GLOBAL_SCOPE.in_tuning:
-        image = (layer.batch, layer.blocks, layer.height, layer.width, layer.block)
-        data = te.placeholder(image, data.dtype, name="data")
-        taps = (layer.blocks, 1, *layer.taps, 1, layer.block)
-        weight = te.placeholder(taps, weight.dtype, name="weight")
+        data = te.placeholder(layer.image, data.dtype, name="data")
+        weight = te.placeholder(layer.weights, weight.dtype, name="weight")
     acc = _sums(layer, _padded(layer, data, int(cfg["columns"].val)), weight)
     if len(data.shape) == 5:
         shape: tuple[int, ...] = (*acc.shape[:3], layer.out_width, layer.block)
@@ -259,59 +263,3 @@ def takes(attrs: Any, inputs: Any, out_type: Any) -> bool:
         and attrs.groups == shape[0] * (shape[5] if blocked else 1)
         and shape[2] * shape[3] <= _MOST_TAPS
     )
-
-
-def install() -> None:
-    """Put the template before TVM's own in the strategies of key `cpu`, and let it choose layouts."""
-    generic.conv2d_strategy.register("cpu", _offered(x86.conv2d_strategy_cpu), override=True)
-    generic.depthwise_conv2d_NCHWc_strategy.register(
-        "cpu", _offered(x86.depthwise_conv2d_NCHWc_strategy_cpu), override=True
-    )
-    nn.conv2d_alter_layout.register("cpu", _alter, override=True)
-
-
-def _offered(theirs: Any) -> Any:
-    def strategy(attrs: Any, inputs: Any, out_type: Any, target: Any) -> Any:
-        found = theirs(attrs, inputs, out_type, target)
-        if takes(attrs, inputs, out_type):
-            found.add_implementation(
-                _compute, generic.wrap_topi_schedule(schedule_depthwise), name=TEMPLATE,
-                plevel=gemm.PLEVEL,
-            )  # fmt: skip
-        return found
-
-    return strategy
-
-
-def _compute(attrs: Any, inputs: Any, _out_type: Any) -> list[Any]:
-    rest = (get_const_tuple(attrs[name]) for name in ("strides", "padding", "dilation"))
-    return [depthwise(*inputs, *rest)]
-
-
-def _alter(attrs: Any, inputs: Any, types: Any, out_type: Any) -> Any:
-    """Return a convolution in blocks for AlterOpLayout, as TVM does for its own templates."""
-    from tvm.relay.backend import te_compiler
-
-    target = tvm.target.Target.current(allow_none=False)
-    _, outs = te_compiler.select_implementation(
-        relay.op.get("nn.conv2d"), attrs, types, out_type, target
-    )
-    workload = autotvm.task.get_workload(outs)
-    if workload is None or workload[0] != TEMPLATE:
-        return conv2d_alter_op._alter_conv2d_layout(attrs, inputs, types, out_type)
-    context = autotvm.task.DispatchContext.current
-    config = context.query(target, workload)
-    rest = [get_const_tuple(attrs[name]) for name in ("strides", "padding", "dilation")]
-    layer = layer_of(*types, *rest)
-    image = (layer.batch, layer.blocks, layer.height, layer.width, layer.block)
-    taps = (layer.blocks, 1, *layer.taps, 1, layer.block)
-    altered = [te.placeholder(image), te.placeholder(taps), *rest]
-    context.update(target, autotvm.task.args_to_workload(altered, TEMPLATE), config)
-    layouts = {
-        "channels": layer.channels,
-        "data_layout": f"NCHW{layer.block}c",
-        "kernel_layout": f"OIHW1i{layer.block}o",
-        "out_layout": f"NCHW{layer.block}c",
-    }
-    given = {name: attrs[name] for name in attrs.keys()}  # noqa: SIM118
-    return relay.nn.contrib_depthwise_conv2d_nchwc(*inputs, **{**given, **layouts})
