@@ -21,6 +21,8 @@ def install() -> None:
         arm,
         attention,
         batch_matmul,
+        blocks,
+        conv_op,
         dense,
         elementary,
         recurrent,
@@ -28,11 +30,6 @@ def install() -> None:
         winograd_op,
     )
 
-    dense.install()
-    batch_matmul.install()
-    winograd_op.install()
-    recurrent.install()
-    elementary.install()
-    rows.install()
-    attention.install()
-    arm.install()
+    ours = dense, batch_matmul, winograd_op, blocks, conv_op, recurrent, elementary, rows, attention
+    for module in (*ours, arm):  # Arm last: it puts back what differs there
+        module.install()

@@ -46,7 +46,7 @@ _UNROLL = (1, 2, 4, 8)
 _ORDERS = ("rows", "columns")
 
 _CACHE_BYTES = 16 << 20  # of the last level that a process may hope for
-_SERIAL_FLOPS = 1 << 18  # about a microsecond: waking the other threads takes longer
+SERIAL_FLOPS = 1 << 18  # about a microsecond: waking the other threads takes longer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +265,7 @@ def _schedule_tiles(s: Any, cfg: Any, known: Problem, out: Any, panels: Any) -> 
         outer = [across, down] if cfg["order"].val == "columns" else [down, across]
         s[out].reorder(*batch, *outer, row, vector, lane)
         threads = place = s[out].fuse(*batch, *outer)
-    if known.flops >= _SERIAL_FLOPS:
+    if known.flops >= SERIAL_FLOPS:
         s[out].parallel(threads)
     s[out].vectorize(lane)
     s[out].unroll(vector)

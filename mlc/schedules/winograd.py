@@ -31,6 +31,7 @@ from tvm.autotvm.task.space import OtherOptionEntity
 from tvm.topi.utils import get_const_tuple
 
 from mlc.schedules import gemm
+from mlc.schedules.blocks import block
 from mlc.schedules.transforms import SIZES, TAPS, transform_input, transform_output
 from mlc.schedules.winograd_loops import schedule_stages
 
@@ -127,8 +128,7 @@ class Plan:
 def layer_of(data: Any, padding: Any, filters: int, out_block: int = 0) -> Layer:
     """Return the layer of an input [n, c, h, w] or [n, c / block, h, w, block].
 
-    Where no block is given it is the one that TVM's own default takes: the largest divisor of the
-    channels that is no longer than a vector.
+    Where no block is given it is that of all layers by default.
     """
     shape = get_const_tuple(data.shape)
     batch, channels, height, width = shape[:4]
@@ -145,11 +145,6 @@ def layer_of(data: Any, padding: Any, filters: int, out_block: int = 0) -> Layer
         out_block=out_block or block(filters, lanes),
         lanes=lanes,
     )
-
-
-def block(channels: int, lanes: int) -> int:
-    """Return the largest divisor of the channels that is no longer than a vector."""
-    return next(size for size in range(lanes, 0, -1) if channels % size == 0)
 
 
 def define(cfg: Any, layer: Layer) -> Plan:

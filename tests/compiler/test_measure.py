@@ -68,6 +68,8 @@ def tasks(tvm: Any, quick_target: str) -> dict[str, Any]:
     rows = [
         conv("conv2d_NCHWc.x86", (12, 8, 3, 3)),
         conv("depthwise_conv2d_NCHWc.x86", (8, 1, 3, 3)),
+        ("depthwise_conv2d_mlc.x86", conv("", (8, 1, 3, 3))[1][:5]),
+        ("conv2d_1x1_mlc.x86", [tensor(1, 8, 9, 9), tensor(24, 8, 1, 1), (2, 1)]),
         ("dense_pack.x86", [tensor(5, 33), tensor(14, 33), None, "float32"]),
         ("dense_nopack.x86", [tensor(5, 33), tensor(14, 33), None, "float32"]),
         ("batch_matmul.x86", [tensor(3, 5, 7), tensor(3, 4, 7), (3, 5, 4), "float32", False, True]),
@@ -201,7 +203,8 @@ def test_flushing_the_caches_works_too(tasks: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("template", ["conv2d_NCHWc.x86", "depthwise_conv2d_NCHWc.x86",
                                       "dense_pack.x86", "dense_nopack.x86", "batch_matmul.x86",
-                                      "dense_mlc.x86", "batch_matmul_mlc.x86"])  # fmt: skip
+                                      "dense_mlc.x86", "batch_matmul_mlc.x86",
+                                      "depthwise_conv2d_mlc.x86", "conv2d_1x1_mlc.x86"])  # fmt: skip
 def test_right_kernels_pass_the_check(
     measurer: Measurer, tasks: dict[str, Any], template: str
 ) -> None:

@@ -1,0 +1,262 @@
+"""The template `conv2d_1x1_mlc.x86`: convolutions with filters of one tap, in float32.
+
+They are matrix products: rows are positions of the image, columns output channels. Activations and
+weights stay in the blocks of the layers around (NCHWc, OIHWio), no panels are packed.
+
+    for each group of blocks of filters, each chunk of `rows` rows of outputs, in parallel:
+        for each tile of positions, over the ends of rows:
+            acc[blocks, positions, block] = 0                in registers
+            for each channel:                                unrolled `unroll` times
+                acc[:, :, :] += input[position, channel] * weight[block, channel, :]
+        outputs = epilogue(acc)                              what Relay fused behind, stored
+
+The sums of a chunk stay in the L1 cache until they are stored. The register tile is that of `gemm`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import autotvm, te, tir
+from tvm.autotvm.task.space import OtherOptionEntity
+from tvm.topi.utils import get_const_tuple
+
+from mlc.schedules import gemm
+from mlc.schedules.blocks import block
+from mlc.schedules.tails import MARK
+
+TEMPLATE = "conv2d_1x1_mlc.x86"
+_TAG = "mlc_pointwise"
+_PACKED = "packed"
+_UNROLL = (1, 2, 4, 8)
+_FEW = 16  # channels: stores decide, and are faster to one block at a time (measured)
+_POSITIONS = 128  # of a chunk: its sums are in the L1 cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A 1x1 convolution without padding: sizes in elements, strides (down, across)."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    filters: int
+    strides: tuple[int, int]
+    in_block: int
+    out_block: int
+
+    @property
+    def out_height(self) -> int:
+        """Rows of outputs."""
+        return (self.height - 1) // self.strides[0] + 1
+
+    @property
+    def out_width(self) -> int:
+        """Outputs in a row."""
+        return (self.width - 1) // self.strides[1] + 1
+
+    @property
+    def image(self) -> tuple[int, ...]:
+        """The shape of the inputs in blocks."""
+        blocks = self.channels // self.in_block
+        return self.batch, blocks, self.height, self.width, self.in_block
+
+    @property
+    def weights(self) -> tuple[int, ...]:
+        """The shape of the weights in blocks."""
+        blocks = self.filters // self.out_block, self.channels // self.in_block
+        return *blocks, 1, 1, self.in_block, self.out_block
+
+    def products(self, rows: int) -> gemm.Problem:
+        """Return the matrix product of a chunk of some rows of outputs."""
+        return gemm.Problem(
+            m=rows * self.out_width, n=self.filters, k=self.channels, lanes=self.out_block,
+            registers=gemm.problem(1, 1, 1).registers,
+        )  # fmt: skip
+
+
+def layer_of(data: Any, weight: Any, strides: Any) -> Layer:
+    """Return the layer of inputs [n, c, h, w] and filters [k, c, 1, 1], or of both in blocks."""
+    batch, channels, height, width, *inner = get_const_tuple(data.shape)
+    filters, *_, last = get_const_tuple(weight.shape)
+    lanes = gemm.problem(1, 1, 1).lanes
+    in_block = inner[0] if inner else block(channels, lanes)
+    out_block = last if inner else block(filters, lanes)
+    return Layer(
+        batch=batch,
+        channels=channels * in_block if inner else channels,
+        height=height,
+        width=width,
+        filters=filters * out_block if inner else filters,
+        strides=tuple(get_const_tuple(strides)),
+        in_block=in_block,
+        out_block=out_block,
+    )
+
+
+def define(cfg: Any, layer: Layer) -> None:
+    """Define the knobs on a config space; write the default into a fallback config.
+
+    `tile`: positions and blocks of filters in a register tile; `unroll`: channels written out;
+    `rows`: rows of outputs in a chunk.
+    """
+    rows = _default_rows(layer)
+    cfg.define_knob("tile", [list(tile) for tile in _tiles(layer, layer.products(rows))])
+    cfg.define_knob("unroll", [u for u in _UNROLL if layer.in_block % u == 0])
+    cfg.define_knob(
+        "rows", [r for r in range(1, layer.out_height + 1) if layer.out_height % r == 0]
+    )
+    if cfg.is_fallback:
+        known = layer.products(rows)
+        few = layer.channels <= _FEW and known.registers == 32
+        tiles = _tiles(layer, known, default=not few)
+        if few:
+            tiles = [tile for tile in tiles if tile[1] == 1]
+        best = min(tiles, key=lambda t: (gemm.modelled_cycles(known, *t), -t[0] * t[1]))
+        cfg["tile"] = OtherOptionEntity(best)
+        cfg["unroll"] = OtherOptionEntity(4 if layer.in_block % 4 == 0 else 1)
+        cfg["rows"] = OtherOptionEntity(rows)
+    chunks = layer.batch * layer.out_height // rows
+    cfg.add_flop(layer.products(rows).flops * chunks)
+
+
+def _tiles(layer: Layer, known: gemm.Problem, *, default: bool = False) -> list[list[int]]:
+    """Return the register tiles whose blocks divide those of the layer."""
+    blocks = layer.filters // layer.out_block
+    found = [tile for tile in known.candidates(default=default) if blocks % tile[1] == 0]
+    return found or [[min(known.m, 4), 1]]
+
+
+def _default_rows(layer: Layer) -> int:
+    """Return the most rows, a divisor of all, that make no more positions than a chunk should have."""
+    height, most = layer.out_height, max(_POSITIONS // layer.out_width, 1)
+    return next(rows for rows in range(min(most, height), 0, -1) if height % rows == 0)
+
+
+@autotvm.register_topi_compute(TEMPLATE)  # type: ignore[untyped-decorator]
+def pointwise(cfg: Any, data: Any, weight: Any, strides: Any) -> Any:
+    """Return the convolution, [n, k, oh, ow] or in blocks as `data` is.
+
+    Args:
+        cfg: the config.
+        data: [n, c, h, w], or [n, c / block, h, w, block]; for tuning blocks are made up.
+        weight: [k, c, 1, 1], or [k / out, c / block, 1, 1, block, out].
+        strides: down and across.
+    """
+    layer = layer_of(data, weight, strides)
+    define(cfg, layer)
+    if len(data.shape) == 4 and autotvm.GLOBAL_SCOPE.in_tuning:
+        data = te.placeholder(layer.image, data.dtype, name="data")
+        weight = te.placeholder(layer.weights, weight.dtype, name="weight")
+    plain, (size, inner) = len(data.shape) == 4, (layer.out_block, layer.in_block)
+    if plain:
+        filters = weight
+        weight = te.compute(
+            layer.weights, lambda b, c, y, x, i, o: filters[b * size + o, c * inner + i, y, x],
+            name=_PACKED,
+        )  # fmt: skip
+    sums = _sums(cfg, layer, data, weight)
+    width, shape = layer.out_width, (layer.out_height, layer.out_width)
+    if plain:
+        return te.compute(
+            (layer.batch, layer.filters, *shape),
+            lambda n, k, h, w: sums[n, k // size, h * width + w, k % size],
+            name="conv2d", tag=_TAG,
+        )  # fmt: skip
+    return te.compute(
+        (layer.batch, layer.filters // size, *shape, size),
+        lambda n, b, h, w, k: sums[n, b, h * width + w, k], name="conv2d", tag=_TAG,
+    )  # fmt: skip
+
+
+def _sums(cfg: Any, layer: Layer, data: Any, weight: Any) -> Any:
+    """Return the sums [n, block, position, filter]."""
+    tile, chunk = cfg["tile"].val[0], int(cfg["rows"].val) * layer.out_width
+    positions, inner = layer.out_height * layer.out_width, layer.in_block
+    whole = positions - chunk + -(-chunk // tile) * tile
+    outer = te.reduce_axis((0, layer.channels // inner), "c")
+    step = te.reduce_axis((0, inner), "i")
+
+    def product(n: Any, b: Any, p: Any, k: Any) -> Any:
+        at = tir.min(p, positions - 1) if whole > positions else p  # computed again, not stored
+        h, w = at // layer.out_width * layer.strides[0], at % layer.out_width * layer.strides[1]
+        if len(data.shape) == 5:
+            pixel = data[n, outer, h, w, step]
+        else:
+            pixel = data[n, outer * inner + step, h, w]
+        return te.sum(pixel * weight[b, outer, 0, 0, step, k], [outer, step])
+
+    blocks = layer.filters // layer.out_block
+    acc = te.compute((layer.batch, blocks, whole, layer.out_block), product, name="acc")
+    shape = (layer.batch, blocks, positions, layer.out_block)
+    return te.compute(shape, lambda n, b, p, k: acc[n, b, p, k], name="sums")
+
+
+@autotvm.register_topi_schedule(TEMPLATE)  # type: ignore[untyped-decorator]
+def schedule_pointwise(cfg: Any, outs: Any) -> Any:
+    """Return the schedule of a 1x1 convolution with what Relay fused behind it."""
+    return gemm.schedule_tagged(_TAG, _schedule, cfg, outs)
+
+
+def _schedule(s: Any, cfg: Any, conv: Any, out: Any) -> None:
+    if len(out.shape) != len(conv.shape):
+        out = conv  # what follows has other axes: it cannot be done tile by tile
+    if out.op != conv.op:
+        s[conv].compute_inline()
+    (sums,) = conv.op.input_tensors
+    (acc,) = sums.op.input_tensors
+    positions, blocks = cfg["tile"].val
+    if len(conv.shape) == 5:
+        n, b, h, w, lane = s[out].op.axis
+    else:
+        n, k, h, w = s[out].op.axis
+        b, lane = s[out].split(k, factor=int(sums.shape[-1]))
+    chunk, row = s[out].split(h, factor=int(cfg["rows"].val))
+    group, b = s[out].split(b, factor=blocks)
+    s[out].reorder(n, group, chunk, b, row, w, lane)
+    chunk = s[out].fuse(n, group, chunk)
+    flops = 2 * int(acc.op.reduce_axis[0].dom.extent * acc.op.reduce_axis[1].dom.extent)
+    for size in get_const_tuple(sums.shape):
+        flops *= size
+    if flops >= gemm.SERIAL_FLOPS:
+        s[out].parallel(chunk)
+    s[out].vectorize(lane)
+
+    s[sums].compute_at(s[out], chunk)
+    n, b, p, lane = s[sums].op.axis
+    tile, p = s[sums].split(p, factor=positions)
+    s[sums].reorder(n, tile, b, p, lane)
+    s[sums].unroll(b)
+    s[sums].unroll(p)
+    s[sums].vectorize(lane)
+    s[sums].pragma(b, MARK, True)
+
+    s[acc].compute_at(s[sums], tile)
+    n, b, p, lane = s[acc].op.axis
+    outer, step = s[acc].op.reduce_axis
+    step, unrolled = s[acc].split(step, factor=cfg["unroll"].val)
+    s[acc].reorder(n, outer, step, unrolled, p, b, lane)
+    for axis in (unrolled, p, b):
+        s[acc].unroll(axis)
+    s[acc].vectorize(lane)
+
+    weight = acc.op.input_tensors[1]
+    if weight.op.name == _PACKED:
+        s[weight].parallel(s[weight].op.axis[0])
+
+
+def takes(attrs: Any, inputs: Any, out_type: Any) -> bool:
+    """Return whether the template takes a `nn.conv2d`: float32, one tap, no padding, one group."""
+    data, weight = inputs
+    shape = get_const_tuple(weight.shape)
+    plain = (str(attrs.data_layout), str(attrs.kernel_layout)) == ("NCHW", "OIHW")
+    blocked = len(data.shape) == 5 and len(shape) == 6 and data.shape[4] == shape[4]
+    return (
+        (blocked or (plain and str(attrs.out_layout) in ("", "NCHW")))
+        and gemm.takes(data, weight, out_type)
+        and shape[2:4] == (1, 1)
+        and attrs.groups == 1
+        and not any(get_const_tuple(attrs.padding))
+    )

@@ -1,0 +1,94 @@
+"""The template of 1x1 convolutions: numbers at odd shapes, in models, what it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from mlc import target as targets
+from mlc.cpu import host_cpu
+from tests import models
+from tests.compiler.conftest import Compile
+from tests.compiler.test_depthwise import chosen
+
+TEMPLATE = "conv2d_1x1_mlc.x86"
+node = helper.make_node
+
+# [n, c, h, w], filters, strides
+CASES = {
+    "whole": ((1, 32, 14, 14), 64, (1, 1)),
+    "7x7": ((1, 16, 7, 7), 48, (1, 1)),
+    "many-filters": ((1, 16, 9, 9), 96, (1, 1)),
+    "tails": ((1, 24, 13, 9), 40, (1, 1)),
+    "odd-channels": ((2, 7, 5, 11), 13, (1, 1)),
+    "stride-2": ((1, 16, 15, 16), 20, (2, 2)),
+    "strides": ((1, 3, 9, 10), 32, (3, 1)),
+    "one-position": ((1, 40, 1, 1), 24, (1, 1)),
+    "one-row": ((1, 8, 1, 37), 1, (1, 1)),
+    "chunks": ((1, 8, 12, 40), 16, (1, 1)),
+}
+
+
+def net(name: str) -> Any:
+    """Conv with bias, a residual and ReLU6."""
+    (n, c, h, w), filters, (down, across) = CASES[name]
+    weights = {
+        "w": models.floats(filters, c, 1, 1, seed=1, scale=0.3), "b": models.floats(filters, seed=2),
+        "low": np.array(0, np.float32), "high": np.array(6, np.float32),
+    }  # fmt: skip
+    nodes = [
+        node("Conv", ["x", "w", "b"], ["c"], strides=[down, across]), node("Add", ["c", "r"], ["s"]),
+        node("Clip", ["s", "low", "high"], ["y"]),
+    ]  # fmt: skip
+    residual = [n, filters, (h - 1) // down + 1, (w - 1) // across + 1]
+    return models.model(nodes, {"x": [n, c, h, w], "r": residual}, ["y"], weights)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("cpu", ["llvm", "x86-64-v3"])
+def test_numbers(check: Compile, cpu: str, name: str) -> None:
+    target = targets.resolve(cpu)
+    if not targets.runs_on(target, host_cpu()):
+        pytest.skip(f"this machine cannot run {cpu}")
+    check(net(name), target=f"{target.tvm} -opt-level=0")
+
+
+@pytest.mark.parametrize("name", ["tails", "odd-channels", "stride-2"])
+@pytest.mark.parametrize("level", [0, 2])
+def test_without_altered_layouts(check: Compile, level: int, name: str) -> None:
+    check(net(name), opt_level=level)
+
+
+@pytest.mark.parametrize(
+    ("shape", "filters", "options", "ours"),
+    [
+        ((1, 8, 9, 9), (16, 8, 1, 1), {}, True),
+        ((1, 8, 9, 9), (16, 8, 1, 1), {"strides": (2, 2)}, True),
+        ((1, 8, 9, 9), (16, 8, 1, 1), {"padding": (1, 1)}, False),
+        ((1, 8, 9, 9), (16, 4, 1, 1), {"groups": 2}, False),
+        ((1, 8, 9, 9), (16, 8, 3, 3), {"padding": (1, 1)}, False),
+        ((1, 8, 9, 9), (16, 8, 1, 1), {"dtype": "float64"}, False),
+    ],
+)
+def test_what_it_takes(
+    tvm: Any, quick_target: str, shape: Any, filters: Any, options: dict[str, Any], ours: bool
+) -> None:
+    assert (chosen(tvm, quick_target, shape, filters, options) == TEMPLATE) == ours
+
+
+def test_the_default_knows_the_registers(tvm: Any) -> None:
+    from tvm import autotvm
+    from tvm.autotvm.task.space import FallbackConfigEntity
+
+    tensors = [("TENSOR", shape, "float32") for shape in ((1, 64, 28, 28), (192, 64, 1, 1))]
+    for cpu, registers in (("x86-64-v4", 32), ("x86-64-v3", 16)):
+        on = tvm.target.Target(f"llvm -mtriple=x86_64-linux-gnu -mcpu={cpu}")
+        task = autotvm.task.create(TEMPLATE, [*tensors, (1, 1)], on)
+        config = FallbackConfigEntity()
+        with on:
+            task.instantiate(config)
+        positions, blocks = config["tile"].val
+        assert registers / 2 < positions * blocks + blocks + 1 <= registers
