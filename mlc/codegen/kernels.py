@@ -157,10 +157,12 @@ def pass_context(level: int, instruments: Sequence[Any] = ()) -> Any:
     """Return TVM's pass context for kernels of a level: at -O0 loops are not vectorised."""
     from tvm.ir.transform import PassContext
 
+    from mlc.schedules.serial import serialize_short_loops
     from mlc.schedules.stack import keep_on_stack
     from mlc.schedules.tails import version_loops
 
-    passes = [[1, version_loops()], [3, keep_on_stack()]]  # after TVM's phase 1, after its last
+    # After TVM's phase 1, after its last.
+    passes = [[1, version_loops()], [1, serialize_short_loops()], [3, keep_on_stack()]]
     config: dict[str, Any] = {"tir.add_lower_pass": passes}
     if level == 0:
         config["tir.disable_vectorize"] = True

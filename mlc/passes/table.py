@@ -144,6 +144,8 @@ PASSES: tuple[Pass, ...] = (
          help="share the buffers inside one kernel"),
     Pass(name="tir.HoistIfThenElse", stage="tir", level=0,
          help="move loop-invariant conditions out of loops"),
+    Pass(name="mlc.serialize_short_loops", stage="tir", level=0,
+         help="run on one thread what takes less time than waking the others"),
     Pass(name="mlc.keep_on_stack", stage="tir", level=0,
          help="buffers no larger than the registers on the stack, from where LLVM lifts them"),
 )  # fmt: skip
