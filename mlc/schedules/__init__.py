@@ -1,6 +1,7 @@
 """Our own AutoTVM templates, and the op strategies that offer them to Relay.
 
-`gemm` holds the register tile that they share, `dense` and `batch_matmul` a template each, `tails`
+`gemm` holds the register tile that they share, `dense`, `batch_matmul`, `winograd`, `depthwise` and
+`pointwise` a template each, `conv_op` offers the last two, `blocks` decides on NCHWc, `tails`
 the one TIR pass that their schedules rely on; `arm` chooses among TVM's schedules for Arm. The
 modules import TVM: `tvm_env.tvm()` loads them, once, and everything forked later inherits them.
 """
