@@ -126,7 +126,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="wrap-operators", stage="relay", level=0, run=_relay("FuseOps", 0),
          help="-O0 only: every operator its own kernel"),
     Pass(name="tile", stage="schedule", level=0, knobs="tile_ic, tile_oc, tile_ow, tile_oh, "
-         "tile, order", help="block loops for registers and caches"),
+         "tile, order, rows, columns", help="block loops for registers and caches"),
     Pass(name="vectorize", stage="schedule", level=1, knobs="tile_oc (innermost size), tile",
          help="mark the innermost output loop as vector lanes"),
     Pass(name="unroll", stage="schedule", level=0, knobs="unroll_kw, unroll",

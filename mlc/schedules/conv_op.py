@@ -96,6 +96,8 @@ def _alter(attrs: Any, inputs: Any, types: Any, out_type: Any) -> Any:
     """Return a convolution in blocks for AlterOpLayout, as TVM does for its own templates."""
     from tvm.relay.backend import te_compiler
 
+    if not any(template.takes(attrs, types, out_type) for template in _TEMPLATES):
+        return conv2d_alter_op._alter_conv2d_layout(attrs, inputs, types, out_type)
     target = tvm.target.Target.current(allow_none=False)
     _, outs = te_compiler.select_implementation(
         relay.op.get("nn.conv2d"), attrs, types, out_type, target
