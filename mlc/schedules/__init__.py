@@ -1,8 +1,10 @@
-"""Our own AutoTVM templates, and the op strategies that offer them to Relay.
+"""Our own AutoTVM templates and operators, and the strategies that offer them to Relay.
 
-`gemm` holds the register tile that they share, `dense` and `batch_matmul` a template each, `tails`
-the one TIR pass that their schedules rely on; `recurrent` is a layer of all its steps in one kernel;
-`arm` chooses among TVM's schedules for Arm. The modules import TVM: `tvm_env.tvm()` loads them, once, and everything forked later inherits them.
+Templates: `dense`, `batch_matmul` and `pointwise` share the register tile of `gemm`; `winograd` (with
+`winograd_op`), `depthwise` and `attention`. `conv_op` offers those of convolutions, `blocks` decides on
+NCHWc. Kernels without knobs: `rows` (softmax, layer norm), `elementary`, `recurrent`. `tails`, `stack`
+and `serial` are TIR passes. `arm` chooses among TVM's schedules for Arm. The modules import TVM:
+`tvm_env.tvm()` loads them, once, and everything forked later inherits them.
 """
 
 from __future__ import annotations
