@@ -49,7 +49,7 @@ def optimize(
     ran: list[str] = []
     with target:
         operators = count_operators(module)
-        for row in pipeline(level, exact=exact):
+        for row in pipeline(level, exact=exact, gpu="gpu" in target.keys):
             if not row.applies(operators):
                 continue
             started = time.perf_counter()

@@ -29,7 +29,7 @@ class Pass:
     A row with `needs` runs only when the module has one of these operators (names, or prefixes
     that end in a dot): on a large graph a pass that finds nothing still costs its type inference.
     A row that is not `exact` computes in another way, with other rounding errors: `--exact` leaves it
-    out.
+    out. A row `for_cpu` prepares schedules that GPUs do not have.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Pass:
     knobs: str = ""
     needs: tuple[str, ...] = ()
     exact: bool = True
+    for_cpu: bool = False
 
     def applies(self, operators: Iterable[str]) -> bool:
         """Return whether the row has something to do in a module with these operators."""
@@ -100,13 +101,15 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="flatten-atrous-conv", stage="relay", level=2, needs=("nn.batch_to_space_nd",), run=_relay("FlattenAtrousConv"),
          help="space-to-batch, conv, batch-to-space become one dilated convolution"),
     Pass(name="fast-math", stage="relay", level=3, needs=("erf", "tanh", "mlc.recurrent"), exact=False,
-         run=take_fast_math,
+         run=take_fast_math, for_cpu=True,
          help="erf, tanh and recurrent layers' activations by rational functions on vectors (not with --exact)"),
     Pass(name="winograd", stage="relay", level=3, needs=("nn.conv2d",), exact=False, run=take_winograd,
+         for_cpu=True,
          help="3x3 convolutions with fewer multiplications, where that is faster (not with --exact)"),
-    Pass(name="alter-layout", stage="relay", level=3, run=alter_layout,
+    Pass(name="alter-layout", stage="relay", level=3, run=alter_layout, for_cpu=True,
          help="convolutions to blocked NCHWc"),
     Pass(name="pack-dense-weights", stage="relay", level=3, needs=("nn.dense",), run=pack_dense,
+         for_cpu=True,
          help="constant weights of dense layers to panels as wide as the register tile"),
     Pass(name="fold-packed-weights", stage="relay", level=1, run=fold_module,
          help="evaluate the layout transforms of weights"),
@@ -136,11 +139,14 @@ PASSES: tuple[Pass, ...] = (
 )  # fmt: skip
 
 
-def pipeline(level: int, *, exact: bool = False) -> tuple[Pass, ...]:
-    """Return the graph passes of `-O<level>`, in the order they run; with `exact` those that are."""
+def pipeline(level: int, *, exact: bool = False, gpu: bool = False) -> tuple[Pass, ...]:
+    """Return the graph passes of `-O<level>`, in the order they run.
+
+    With `exact` only those that are, with `gpu` only those that are not for CPUs alone.
+    """
     last = "wrap-operators" if level == 0 else "fuse-operators"
     other = "fuse-operators" if level == 0 else "wrap-operators"
     rows = [p for p in PASSES if p.stage == "relay" and p.level <= level and p.name != other]
-    rows = [p for p in rows if p.exact or not exact]
+    rows = [p for p in rows if (p.exact or not exact) and not (gpu and p.for_cpu)]
     assert rows[-1].name == last
     return tuple(rows)
