@@ -29,7 +29,7 @@ from mlc.gpu import ptxas
 from mlc.tvm_env import LLVM_DISTRIBUTION, LLVM_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 TRIPLE = "nvptx64-nvidia-cuda"
 _TIMEOUT_S = 120
@@ -113,12 +113,19 @@ def join_warps(body: Any) -> Any:
     """Return the statement with every barrier of a warp where all lanes of it come by.
 
     `if c: {let w = f(x); sync; x = w; sync}` becomes `{if c: w = f(x)}; sync; {if c: x = w}; sync`.
+
+    Raises:
+        BuildError: a barrier stands under a condition that may change on the way.
     """
     from tvm import tir
 
     def divide(node: Any) -> Any:
-        if node.else_case is not None or not _syncs_warp(node.then_case):
+        if not _contains(node, _is_warp_sync):
             return None
+        # The condition is computed again for every step, so nothing may change it.
+        loads = _contains(node.condition, lambda inner: isinstance(inner, tir.BufferLoad))
+        if node.else_case is not None or loads:
+            raise BuildError("a part of a warp is synchronized in a way that is not known")
         buffers: list[Any] = []
         parts = [
             part if _is_warp_sync(part) else tir.IfThenElse(node.condition, part, None)
@@ -148,12 +155,12 @@ def _flat(node: Any, buffers: list[Any]) -> list[Any]:
     return [node]
 
 
-def _syncs_warp(node: Any) -> bool:
+def _contains(node: Any, wanted: Callable[[Any], bool]) -> bool:
     from tvm import tir
 
     found: list[Any] = []
     tir.stmt_functor.post_order_visit(
-        node, lambda inner: found.append(inner) if _sync_scope(inner) == "warp" else None
+        node, lambda inner: found.append(inner) if wanted(inner) else None
     )
     return bool(found)
 

@@ -82,12 +82,13 @@ def _program(job: Job, settings: Settings, note: str = "") -> Program:
 
 
 def _blocks(launches: tuple[Launch, ...], most: int) -> dict[str, tuple[int, int, int]]:
-    """Return the threads of a block by function.
+    """Return the threads of a block by function, the most of any of its launches.
 
     Raises:
         UnfitError: there are more than a block may have.
     """
-    blocks = {launch.function: launch.block for launch in launches}
+    ascending = sorted(launches, key=lambda launch: math.prod(launch.block))
+    blocks = {launch.function: launch.block for launch in ascending}
     for block in blocks.values():
         if math.prod(block) > most:
             raise UnfitError(f"it takes {math.prod(block)} threads, and a block has {most}")
