@@ -220,7 +220,7 @@ class _Machine:
         if text.startswith("%"):
             return lambda group: _as(self._register(text)[group], dtype)
         value = self.symbols[text] if text in self.symbols else _number(text, dtype)
-        constant = np.full(self.lanes, value, dtype)
+        constant = np.broadcast_to(np.array(value, dtype), self.lanes)
         return lambda group: constant[group]
 
     def _register(self, name: str) -> Array:
@@ -246,7 +246,8 @@ class _Machine:
         words, dtype = code.words, DTYPES[code.words[-1]]
         targets = code.operands[0].strip("{}").split(",")
         if "param" in words:
-            value = np.full(self.lanes, self.params[code.operands[1].strip("[]")]).astype(dtype)
+            given = np.array(self.params[code.operands[1].strip("[]")]).astype(dtype)
+            value = np.broadcast_to(given, self.lanes)
             return lambda group: self._write(targets[0], value[group], group)
         address, _ = self._address(code.operands[1])
         read = self._reader(code)

@@ -2,7 +2,7 @@
 
 `gemm` holds the register tile that they share, `dense` and `batch_matmul` a template each, `tails`
 the one TIR pass that their schedules rely on; `recurrent` is a layer of all its steps in one kernel;
-`arm` chooses among TVM's schedules for Arm. The modules import TVM: `tvm_env.tvm()` loads them, once, and everything forked later inherits them.
+`arm` chooses among TVM's schedules for Arm, `cuda` has default configs of its templates for GPUs. The modules import TVM: `tvm_env.tvm()` loads them, once, and everything forked later inherits them.
 """
 
 from __future__ import annotations
