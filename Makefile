@@ -11,7 +11,7 @@ help: ## print these targets
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,cuda,dev]'
 	@touch $@
 
 setup: $(STAMP) ## create .venv with everything that building and testing need

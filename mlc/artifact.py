@@ -1,7 +1,7 @@
 """The artifact: one file that users ship.
 
-A plain zip, members stored, in this order: `manifest.json`, `library.so`, `graph.json`,
-`weights.bin` (each weight, and the member itself, at a multiple of 64 bytes in the file, so that it
+A plain zip, members stored, in this order: `manifest.json`, `library.so` (for a GPU its programs,
+`programs.json`, see `mlc.gpu.device`), `graph.json`, `weights.bin` (each weight, and the member itself, at a multiple of 64 bytes in the file, so that it
 can be mapped). Equal inputs give equal bytes: fixed dates, modes and order. The manifest holds size
 and sha256 of the other members; nothing is loaded before they were compared.
 """
@@ -36,13 +36,14 @@ if TYPE_CHECKING:
 FORMAT = 1
 ALIGNMENT = 64
 MANIFEST, LIBRARY, GRAPH, WEIGHTS = "manifest.json", "library.so", "graph.json", "weights.bin"
-_MEMBERS = (MANIFEST, LIBRARY, GRAPH, WEIGHTS)
+PROGRAMS = "programs.json"
 _TENSORS = [{"name": str, "shape": [int], "dtype": str}]
+_MEMBER = {"sha256": str, "size": int}
 _FORM = {  # what opening an artifact relies on; see `_fits`
     "signature": {"inputs": _TENSORS, "outputs": _TENSORS},
     "target": {"name": str, "triple": str, "features": [str]},
     "weights": [{"storage": int, "offset": int, "nbytes": int}],
-    "members": {name: {"sha256": str, "size": int} for name in _MEMBERS[1:]},
+    "members": dict.fromkeys((GRAPH, WEIGHTS), _MEMBER),
     "versions": {},
 }
 _DATE = (1980, 1, 1, 0, 0, 0)
@@ -84,15 +85,16 @@ def save(contents: Contents, path: Path) -> dict[str, Any]:
         UsageError: the place cannot be written, or the disk is full.
     """
     table, digest, total = _weight_table(contents.weights)
+    code = code_member(contents.manifest)
     members = {
-        LIBRARY: _facts(contents.library),
+        code: _facts(contents.library),
         GRAPH: _facts(contents.graph),
         WEIGHTS: {"sha256": digest, "size": total},
     }
     manifest = {"format": FORMAT, **contents.manifest, "weights": table, "members": members}
     with _new_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         _add(archive, file, MANIFEST, encode(manifest))
-        _add(archive, file, LIBRARY, contents.library)
+        _add(archive, file, code, contents.library)
         _add(archive, file, GRAPH, contents.graph)
         with archive.open(_info(file, WEIGHTS), "w", force_zip64=True) as member:
             for chunk in _weight_bytes(contents.weights):
@@ -106,7 +108,7 @@ def rewrite_manifest(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
         manifest = {**mapped.manifest(), **changes}
         with _new_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             _add(archive, file, MANIFEST, encode(manifest))
-            for name in (LIBRARY, GRAPH):
+            for name in (code_member(manifest), GRAPH):
                 _add(archive, file, name, mapped.member(name))
             with archive.open(_info(file, WEIGHTS), "w", force_zip64=True) as member:
                 view = mapped.member(WEIGHTS)
@@ -126,17 +128,32 @@ def read_manifest(path: Path) -> dict[str, Any]:
         return mapped.manifest()
 
 
-def load(path: Path, cpu: HostCpu | None = None) -> Artifact:
+def code_member(manifest: Mapping[str, Any]) -> str:
+    """Return the name of the member that holds the code."""
+    return PROGRAMS if is_for_gpu(manifest["target"]) else LIBRARY
+
+
+def is_for_gpu(target: Mapping[str, Any]) -> bool:
+    """Return whether a manifest's target is a GPU; artifacts of before there were any do not say."""
+    return str(target.get("kind", "cpu")) == "cuda"
+
+
+def load(path: Path, cpu: HostCpu | None = None, *, for_gpu: bool = False) -> Artifact:
     """Return the artifact, checked: format, fit for this machine's CPU, size and hash of members.
+
+    With `for_gpu` it must be for a GPU instead; for which one, whoever loads the code must check.
 
     Raises:
         ArtifactError: a check failed; the message says which, and what to do.
     """
     mapped = _Mapped(path)
     manifest = mapped.manifest()
-    _check_machine(path, manifest, cpu or host_cpu())
+    if for_gpu:
+        _check_gpu(path, manifest)
+    else:
+        _check_machine(path, manifest, cpu or host_cpu())
     members = {}
-    for name in (LIBRARY, GRAPH, WEIGHTS):
+    for name in (code_member(manifest), GRAPH, WEIGHTS):
         view = mapped.member(name)
         facts = manifest["members"][name]
         if len(view) != facts["size"] or _sha256(view) != facts["sha256"]:
@@ -155,6 +172,8 @@ def encode(manifest: dict[str, Any]) -> bytes:
 
 def misfit(target: Mapping[str, Any], cpu: HostCpu) -> str:
     """Return why `cpu` cannot run code for a manifest's target ("it is ..."); "" when it can."""
+    if is_for_gpu(target):
+        return "it is a CPU"
     wanted = (triple.arch(target["triple"]), triple.system(target["triple"]))
     if wanted != (cpu.arch, cpu.system):
         return f"it is {cpu.arch} {cpu.system}"
@@ -162,8 +181,21 @@ def misfit(target: Mapping[str, Any], cpu: HostCpu) -> str:
     return f"it lacks {', '.join(missing)}" if missing else ""
 
 
+def _check_gpu(path: Path, manifest: dict[str, Any]) -> None:
+    if not is_for_gpu(manifest["target"]):
+        raise ArtifactError(
+            f"{path} is for a CPU ({manifest['target']['name']}), not for a GPU",
+            "compile it for one: `mlc compile MODEL --target cuda --arch sm_80`",
+        )
+
+
 def _check_machine(path: Path, manifest: dict[str, Any], cpu: HostCpu) -> None:
     target = manifest["target"]
+    if is_for_gpu(target):
+        raise ArtifactError(
+            f"{path} is for NVIDIA GPUs ({target['name']}), and was opened for a CPU",
+            "run it on a GPU with `--device cuda`, or compile it for this machine (`--target llvm`)",
+        )
     why = misfit(target, cpu)
     if why:
         wanted = f"{triple.arch(target['triple'])} {triple.system(target['triple'])}"
@@ -205,7 +237,9 @@ class _Mapped:
                 entries = archive.infolist()
         except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError):
             raise self._damaged("it is no mlc artifact, or was cut short") from None
-        if tuple(entry.filename for entry in entries) != _MEMBERS or any(
+        names = tuple(entry.filename for entry in entries)
+        known = [(MANIFEST, code, GRAPH, WEIGHTS) for code in (LIBRARY, PROGRAMS)]
+        if names not in known or any(
             entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size
             for entry in entries
         ):
@@ -241,9 +275,14 @@ class _Mapped:
                 f"{self.path} has format {version}, and this mlc reads up to {FORMAT}",
                 "update mlc: `pip install --upgrade mlc-compiler`",
             )
-        if not _fits(manifest, _FORM):
+        if not _fits(manifest, _FORM) or not self._holds_code(manifest):
             raise self._damaged("its manifest has another form than its format says")
         return dict(manifest)
+
+    def _holds_code(self, manifest: dict[str, Any]) -> bool:
+        """Return whether the member that the target says is there and described."""
+        code = code_member(manifest)
+        return code in self.entries and _fits(manifest["members"], {code: _MEMBER})
 
     def _damaged(self, why: str) -> ArtifactError:
         return ArtifactError(

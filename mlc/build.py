@@ -12,12 +12,13 @@ from mlc import __version__, tvm_env
 from mlc import triple as triples
 from mlc.artifact import Contents
 from mlc.codegen.graph import Plan, plan, to_json
-from mlc.codegen.kernels import Kernel, Namer, Settings, compile_all
+from mlc.codegen.kernels import Kernel, Namer, Settings, compile_all, versions
 from mlc.codegen.link import Linker, find_linker, link
 from mlc.cpu import CODEGEN_FEATURES
 from mlc.cpu_names import FEATURES
 from mlc.errors import TargetError, did_you_mean
 from mlc.events import OnEvent, Stage
+from mlc.gpu.device import join, read
 
 if TYPE_CHECKING:
     from mlc.cache import Cache
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Library:
-    """Compiled code in memory: the linked library, the plan that calls it, and its kernels."""
+    """Compiled code in memory: the linked library (for a GPU its programs), the plan that calls it, and its kernels."""
 
     code: bytes = field(repr=False)
     plan: Plan
@@ -41,6 +42,8 @@ def tvm_target(target: Target, level: int) -> Any:
         TargetError: TVM does not accept the target, or LLVM does not know its CPU.
     """
     tvm = tvm_env.tvm()
+    if target.gpu is not None:
+        return tvm.target.Target(target.tvm, host="llvm")
     _check_triple(target)
     chosen = any(option.startswith("-opt-level") for option in target.extra)
     text = target.tvm + (" -opt-level=0" if level == 0 and not chosen else "")
@@ -103,7 +106,7 @@ def llvm_features(llvm_target: Any) -> set[str]:
 
 def required_features(target: Target, llvm_target: Any) -> tuple[str, ...]:
     """Return the CPU features that code for a target may use, asking LLVM for unknown CPUs."""
-    if target.features:
+    if target.features or target.gpu is not None:
         return target.features
     return tuple(sorted(CODEGEN_FEATURES & llvm_features(llvm_target)))
 
@@ -139,6 +142,9 @@ def build(
             note=f"{fresh} compiled, {len(kernels) - fresh} from the cache",
         )
     )
+    if settings.gpu is not None:
+        programs = {kernel.symbol: kernel.code for kernel in kernels}
+        return Library(code=join(programs), plan=planned, kernels=tuple(kernels))
     started = time.perf_counter()
     linker = find_linker(str(settings.target.attrs.get("mtriple", "")))
     code = _link(kernels, linker)
@@ -164,23 +170,36 @@ def _link(kernels: list[Kernel], linker: Linker) -> bytes:
         return output.read_bytes()
 
 
+def _resources(library: Library) -> dict[str, dict[str, Any]]:
+    """Return what the manifest says of each kernel for a GPU, by symbol."""
+    return {
+        symbol: {
+            "resources": {name: asdict(found) for name, found in program.resources.items()},
+            **({"note": program.note} if program.note else {}),
+        }
+        for symbol, program in read(library.code).items()
+    }
+
+
 def contents(
-    model: Model, library: Library, target: Target, features: tuple[str, ...], facts: dict[str, Any]
+    model: Model, library: Library, target: Target, llvm_target: Any, facts: dict[str, Any]
 ) -> Contents:
     """Return what the artifact holds; `facts` are further manifest entries."""
     from mlc.schedules.winograd_op import algorithm
 
+    resources = _resources(library) if target.gpu is not None else {}
     by_symbol = {kernel.symbol: kernel for kernel in library.kernels}
     manifest = {
         "mlc": __version__,
-        "versions": tvm_env.versions(),
+        "versions": versions(llvm_target),
         "model": asdict(model.source),
         "signature": asdict(model.signature),
         "target": {
             "name": target.name,
+            "kind": target.kind,
             "tvm": target.tvm,
             "triple": target.triple,
-            "features": list(features),
+            "features": list(required_features(target, llvm_target)),
         },
         "kernels": {
             symbol: {
@@ -188,6 +207,7 @@ def contents(
                 "flops": by_symbol[symbol].flops,
                 "algorithm": algorithm(library.plan.kernels[symbol]),
                 "calls": calls,
+                **resources.get(symbol, {}),
             }
             for symbol, calls in library.plan.calls.items()
         },

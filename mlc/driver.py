@@ -21,6 +21,7 @@ from mlc.cpu import host_cpu
 from mlc.emulate import can_emulate
 from mlc.errors import UsageError
 from mlc.events import Notice, OnEvent, Stage
+from mlc.gpu import ptxas
 from mlc.options import OPT_LEVELS, CompileOptions, VerifyOptions
 from mlc.tune.dispatch import dispatch_context, read_best
 
@@ -152,13 +153,14 @@ def build_model(
 
     timed("load TVM", on_event, tvm_env.tvm)
     llvm = build.tvm_target(chosen, options.opt_level)
-    find_linker(chosen.triple)  # said now that there is none, not after the long work
+    # What is missing is said now, not after the long work.
+    find_linker(chosen.triple) if chosen.gpu is None else ptxas.find()
     coarser = precisions(expand.expand(file))
     loaded = [*load(file, options.shapes, on_event)]
     file.weights.clear()  # they are in `loaded`; this unmaps the file
     simplified = loaded.pop()
-    dispatch = dispatch_context(lookup)
-    settings = Settings(target=llvm, level=options.opt_level, dispatch=dispatch)
+    dispatch = dispatch_context(lookup, default_configs(chosen))
+    settings = Settings(target=llvm, level=options.opt_level, dispatch=dispatch, gpu=chosen.gpu)
     ran: list[str] = []
     observe = _observer(options, ran)
     started = time.perf_counter()
@@ -187,8 +189,10 @@ def build_model(
         "precision": coarser,
         "verification": None,
     }
-    features = build.required_features(chosen, llvm)
-    contents = build.contents(fused, library, chosen, features, facts)
+    contents = build.contents(fused, library, chosen, llvm, facts)
+    for symbol, kernel in contents.manifest["kernels"].items():
+        if "note" in kernel:
+            on_event(Notice(text=f"kernel {symbol}: {kernel['note']}", level="warning"))
     return Built(contents=contents, library=library, dispatch=dispatch)
 
 
@@ -277,6 +281,8 @@ def _lookup(options: CompileOptions, chosen: target.Target, on_event: OnEvent) -
     """Return what finds the record of a workload: in `--records`, else in the tuning logs."""
     from mlc.tune import applied
 
+    if options.records is None and chosen.gpu is not None:
+        return lambda _workload: None  # the logs are of CPUs
     if options.records is None:
         return applied.from_logs(options.logs, chosen)
     best = read_best(Path(options.records), chosen.mcpu)
@@ -287,6 +293,15 @@ def _lookup(options: CompileOptions, chosen: target.Target, on_event: OnEvent) -
         )
     )
     return best.records.get
+
+
+def default_configs(chosen: target.Target) -> Callable[[], Any] | None:
+    """Return what makes the config of a template without a record (None: TVM's own)."""
+    if chosen.gpu is None:
+        return None
+    from mlc.schedules.cuda import Default
+
+    return Default
 
 
 def _observer(options: CompileOptions, ran: list[str]) -> Callable[[Any], None]:
@@ -307,7 +322,8 @@ def _artifact_key(options: CompileOptions, chosen: target.Target, model_sha256: 
     for irrelevant in ("model", "output", "cache", "jobs", "dump_ir", "kernel", "target", "logs"):
         del asked[irrelevant]
     asked["records"] = _records_state(options)
-    return key_of(model_sha256, asked, chosen.tvm, tvm_env.versions(), source_digest())
+    gpu = [str(chosen.gpu), ptxas.version()] if chosen.gpu is not None else []
+    return key_of(model_sha256, asked, chosen.tvm, tvm_env.versions(), gpu, source_digest())
 
 
 def _records_state(options: CompileOptions) -> Any:

@@ -42,7 +42,10 @@ class CompileOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What `mlc run` is asked to do; `inputs` holds `--input` options as written."""
+    """What `mlc run` is asked to do; `inputs` holds `--input` options as written.
+
+    `device` is "cpu", or "cuda" for a GPU.
+    """
 
     artifact: str
     inputs: tuple[str, ...] = ()
@@ -51,6 +54,7 @@ class RunOptions:
     output: str | None = None
     threads: int | None = None
     allow_nan: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,8 @@ class BenchOptions:
 class VerifyOptions:
     """What `mlc verify` is asked to do; `rounds` is how many seeded inputs are compared.
 
-    `emulate` runs the artifact in an emulator; the first time that fetches a library.
+    `emulate` runs the artifact in an emulator; for Arm the first time that fetches a library.
+    `device` is where it runs otherwise: "cpu", or "cuda" for a GPU.
     """
 
     artifact: str
@@ -83,6 +88,7 @@ class VerifyOptions:
     rounds: int = 1
     inputs: tuple[str, ...] = ()
     emulate: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,8 @@ class Target:
     `mattr` holds signed features that are set on top of `mcpu` (`+avx2`), `extra` further TVM
     options as written. `features` are those of `mlc.cpu.CODEGEN_FEATURES` that the code may use, in
     LLVM's names and sorted; an empty tuple means that nobody but LLVM knows: ask
-    `llvm_get_cpu_features` before an artifact is written.
+    `llvm_get_cpu_features` before an artifact is written. A GPU (`kind` is `cuda`) has `gpu`, its
+    architecture (`sm_80`) as `mcpu`, and no features.
     """
 
     name: str
@@ -49,10 +50,14 @@ class Target:
     mattr: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
+    gpu: target_file.Gpu | None = None
 
     @property
     def tvm(self) -> str:
         """The canonical TVM target string: the same for every spelling of one target."""
+        if self.gpu is not None:
+            limits = f"-max_num_threads={self.gpu.max_threads} -thread_warp_size={self.gpu.warp}"
+            return f"nvptx -mtriple={self.triple} -mcpu={self.mcpu} {limits}"
         parts = ["llvm", f"-mtriple={self.triple}"]
         if self.mcpu:
             parts.append(f"-mcpu={self.mcpu}")
@@ -80,8 +85,8 @@ class Target:
 def resolve(text: str) -> Target:
     """Return the target that a user means with `text`.
 
-    That is this machine (`llvm`, `native`, `host`), the name of a target file, or a raw TVM target
-    string such as `llvm -mcpu=znver4 -mattr=+avxvnni`. In a raw string -mtriple defaults to this
+    That is this machine (`llvm`, `native`, `host`), the name of a target file, `cuda:sm_80` for any
+    GPU of an architecture, or a raw TVM target string such as `llvm -mcpu=znver4 -mattr=+avxvnni`. In a raw string -mtriple defaults to this
     machine's.
 
     Raises:
@@ -93,14 +98,30 @@ def resolve(text: str) -> Target:
     name = " ".join(words)
     if name in HOST_NAMES:
         return for_cpu(host_cpu())
+    kind, _, arch = name.partition(":")
+    if kind == "cuda":
+        return _gpu(arch)
     known = _files(data_dir())
     if name not in known:
-        hint = did_you_mean(name, [*known, "llvm"])
+        hint = did_you_mean(name, [*known, "llvm", "cuda"])
         raise TargetError(
             f"unknown target {name!r}",
             f"{hint}\n`mlc targets` describes them; llvm is this machine",
         )
     return known[name][0]
+
+
+def _gpu(arch: str) -> Target:
+    """Return the target of any GPU of one architecture: the cards that have it are alike to us."""
+    by_arch = {target.mcpu: target for target in all_targets() if target.kind == "cuda"}
+    if arch not in by_arch:
+        said = f"unknown GPU architecture {arch!r}" if arch else "the target cuda needs --arch"
+        raise TargetError(
+            said, f"{did_you_mean(arch, by_arch)}\nor name a card; `mlc targets` describes them"
+        )
+    return dataclasses.replace(
+        by_arch[arch], name=f"cuda-{arch}", description=f"any NVIDIA GPU of {arch}"
+    )
 
 
 def for_cpu(cpu: HostCpu) -> Target:

@@ -5,6 +5,7 @@ Strict on purpose: an unknown, missing or mistyped key is an error that names th
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,31 @@ if TYPE_CHECKING:
 
     from mlc.cpu import HostCpu
 
-KINDS = ("cpu",)
+KINDS = ("cpu", "cuda")
+NVIDIA = "nvptx64-nvidia-cuda"
+"""The triple of every GPU target."""
 
 _TEXT_KEYS = ("name", "kind", "description", "triple", "mcpu")
 _FILE_KEYS: dict[str, type] = {**dict.fromkeys(_TEXT_KEYS, str), "features": list}
+_GPU_KEYS: dict[str, type] = {
+    **dict.fromkeys(("name", "kind", "description", "sm"), str),
+    **dict.fromkeys(("shared_bytes", "registers", "warp", "max_threads"), int),
+}
 _MATCH_KEYS: dict[str, type] = {"vendor": str, "family": int, "models": list}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """What one block of threads may have on a GPU.
+
+    `shared_bytes` of static shared memory, `registers` of 32 bits in all, `max_threads`; `warp` is
+    how many threads run in step.
+    """
+
+    shared_bytes: int
+    registers: int
+    warp: int
+    max_threads: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +76,30 @@ def read(path: Path) -> tuple[dict[str, Any], Match | None]:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TargetError(f"cannot read the target file {path}: {error}") from error
+    if data.get("kind") == "cuda":
+        return _read_gpu(path, data), None
     match = data.pop("match", None)
     _check_keys(path, data, _FILE_KEYS)
     _check_values(path, data)
     fields = {**data, "features": tuple(data["features"])}
     return fields, None if match is None else _read_match(path, match)
+
+
+def _read_gpu(path: Path, data: dict[str, Any]) -> dict[str, Any]:
+    _check_keys(path, data, _GPU_KEYS)
+    _check_name(path, data)
+    if not re.fullmatch(r"sm_[1-9][0-9]{1,2}", data["sm"]):
+        raise _bad(path, f"sm must look like sm_80, not {data['sm']!r}")
+    limits = {key: data[key] for key, kind in _GPU_KEYS.items() if kind is int}
+    for key, number in limits.items():
+        if number < 1:
+            raise _bad(path, f"{key} must be positive, not {number}")
+    return {
+        **{key: data[key] for key in ("name", "kind", "description")},
+        "triple": NVIDIA,
+        "mcpu": data["sm"],
+        "gpu": Gpu(**limits),
+    }
 
 
 def _read_match(path: Path, data: object) -> Match:
@@ -85,9 +125,13 @@ def _check_keys(path: Path, data: dict[str, Any], keys: dict[str, type]) -> None
             raise _bad(path, f"{key} must be of type {kind.__name__} and not empty")
 
 
-def _check_values(path: Path, data: dict[str, Any]) -> None:
+def _check_name(path: Path, data: dict[str, Any]) -> None:
     if data["name"] != path.stem:
         raise _bad(path, f"name is {data['name']!r}, but the file's name says {path.stem!r}")
+
+
+def _check_values(path: Path, data: dict[str, Any]) -> None:
+    _check_name(path, data)
     if data["kind"] not in KINDS:
         raise _bad(path, f"unknown kind {data['kind']!r}", did_you_mean(data["kind"], KINDS))
     features = data["features"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from mlc.cli.options import opt_level, shapes
+from mlc.cli.options import arch, opt_level, shapes, with_arch
 from mlc.options import CompileOptions
 
 DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
@@ -23,6 +23,7 @@ DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
     help="What to compile for [default: mlc.toml's, else llvm]: `llvm` is this machine, "
     "`mlc targets` lists the others; a TVM target string works too.",
 )
+@arch()
 @click.option("-o", "--output", help="The artifact's path [default: the model's name with .mlc].")
 @opt_level(
     DEFAULTS["opt_level"],
@@ -79,13 +80,14 @@ def compile(json_mode: bool, quiet: bool, **asked: Any) -> None:
 
     \b
       mlc compile resnet18.onnx
+      mlc compile resnet18.onnx --target cuda --arch sm_80
       mlc compile bert.onnx --shape batch=1 --shape seq=128 --target x86-64-v3 -o bert.mlc
       mlc compile model.onnx --json | jq .manifest.verification.passed
     """  # fmt: skip
     from mlc import api
     from mlc.cli.render import reporter
 
-    options = CompileOptions(**with_project(asked))
+    options = CompileOptions(**with_project(with_arch(asked)))
     if options.output is None:
         options = replace(options, output=str(api.default_output(Path(options.model))))
     report = api.compile_with(options, reporter(json_mode, quiet))

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from mlc.cli.options import opt_level, shapes
+from mlc.cli.options import arch, opt_level, shapes, with_arch
 from mlc.cli.tables import flops, show_facts, show_table, tensor
 from mlc.options import InspectOptions
 
@@ -24,6 +24,7 @@ _SHOWN_KERNELS = 12
 @click.option("--dump-ir", metavar="DIR", help="Write the IR around every pass, to assembly.")
 @click.option("--kernel", help="The kernel that --dump-ir shows [default: the heaviest].")
 @click.option("-t", "--target", default=DEFAULTS["target"], help="See `mlc targets`.")
+@arch()
 @opt_level(DEFAULTS["opt_level"], "The level whose passes run; compare 0 with 3.")
 @shapes()
 @click.option("--json", "json_mode", is_flag=True, help="Result and progress as JSON.")
@@ -50,7 +51,7 @@ def inspect(path: str, json_mode: bool, **asked: Any) -> None:
                 f"{', '.join(given)} cannot be used with an artifact: it is compiled already",
                 "give the ONNX model instead",
             )
-    found = api.inspect(path, on_event=reporter(json_mode), **asked)
+    found = api.inspect(path, on_event=reporter(json_mode), **with_arch(asked))
     if json_mode:
         click.echo(json.dumps(found))
     elif found["kind"] == "artifact":
@@ -124,6 +125,19 @@ def _show_artifact(found: dict[str, Any]) -> None:
     }
     show_facts(found["path"], lines)
     _show_kernels(found)
+    _show_resources(found)
+
+
+def _show_resources(found: dict[str, Any]) -> None:
+    """Print what each function for a GPU takes, as its assembler says."""
+    rows = [
+        [str(taken["registers"]), str(taken["spill_bytes"]), str(taken["shared_bytes"]), name]
+        for kernel in found["kernels"][:_SHOWN_KERNELS]
+        for name, taken in kernel["resources"].items()
+    ]
+    if rows:
+        title = "GPU functions: registers a thread, bytes spilled, shared memory a block"
+        show_table(title, "-registers -spilled -shared function", rows)
 
 
 def _work(found: dict[str, Any]) -> str:

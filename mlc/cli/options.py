@@ -26,6 +26,34 @@ def opt_level(default: Any, text: str) -> Decorator:
     )
 
 
+def arch() -> Decorator:
+    """Return the option `--arch`, which belongs to `--target cuda`."""
+    return click.option(
+        "--arch", metavar="SM", help="With --target cuda: the GPU's architecture, such as sm_80."
+    )
+
+
+def with_arch(asked: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with `--target cuda --arch sm_80` as the one target `cuda:sm_80`."""
+    from mlc.errors import UsageError
+
+    found = dict(asked)
+    chosen = found.pop("arch")
+    if chosen is None:
+        return found
+    if found["target"] != "cuda":
+        raise UsageError("--arch goes with --target cuda", "or name a card: `mlc targets`")
+    return {**found, "target": f"cuda:{chosen}"}
+
+
+def device() -> Decorator:
+    """Return the option `--device`."""
+    return click.option(
+        "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+        help="Where to run: an artifact for a GPU takes cuda, and NVIDIA's driver.",
+    )  # fmt: skip
+
+
 def shapes(
     text: str = "Fix an input's shape, or a named dimension wherever it occurs. Repeatable.",
 ) -> Decorator:

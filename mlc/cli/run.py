@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlc.cli.options import device
 from mlc.options import RunOptions
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ DEFAULTS = {field.name: field.default for field in fields(RunOptions)}
 @click.option("-o", "--output", help="Write the outputs to this .npz file.")
 @click.option("--threads", type=click.IntRange(1), help="Size of the thread pool.")
 @click.option("--allow-nan", is_flag=True, help="Accept NaN and infinity in inputs.")
+@device()
 @click.option("--json", "json_mode", is_flag=True, help="Summary as JSON.")
 def run(json_mode: bool, **asked: Any) -> None:
     """Run an ARTIFACT once, and save its outputs or show a summary of them.

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mlc.cli.options import device
 from mlc.options import VerifyOptions
 
 DEFAULTS = {field.name: field.default for field in fields(VerifyOptions)}
@@ -35,9 +36,10 @@ DEFAULTS = {field.name: field.default for field in fields(VerifyOptions)}
 @click.option(
     "--emulate",
     is_flag=True,
-    help="Run an artifact for 64-bit Arm Linux in qemu; the first time, pip fetches TVM's runtime "
-    "library for it (44 MB).",
+    help="Run an artifact for 64-bit Arm Linux in qemu (the first time, pip fetches TVM's runtime "
+    "library for it, 44 MB), or one for NVIDIA GPUs in a simulator.",
 )
+@device()
 @click.option("--json", "json_mode", is_flag=True, help="Result as JSON.")
 def verify(json_mode: bool, **asked: Any) -> None:
     """Compare an ARTIFACT with ONNX Runtime on the ONNX MODEL it was compiled from.

@@ -26,10 +26,14 @@ from mlc.codegen import flops
 from mlc.codegen.lets import inline_vector_lets
 from mlc.errors import BuildError
 from mlc.events import OnEvent, Progress
+from mlc.gpu import ptxas
+from mlc.gpu.device import encode
 from mlc.isolate import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from mlc.target_file import Gpu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """A compiled kernel: an object file in memory, and what a reader wants to know of it."""
+    """A compiled kernel: an object file in memory (for a GPU a program), and what a reader wants to know of it."""
 
     symbol: str
     operators: tuple[str, ...]
@@ -56,11 +60,12 @@ class Kernel:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How kernels are compiled: the TVM target, the level, the configs that apply."""
+    """How kernels are compiled: the TVM target, the level, the configs that apply; a GPU's limits."""
 
     target: Any
     level: int
     dispatch: Any
+    gpu: Gpu | None = None
 
 
 class Namer:
@@ -86,8 +91,9 @@ class Namer:
             text,
             ir.structural_hash(function),
             str(self.settings.target),
+            str(self.settings.gpu),
             self.settings.level,
-            tvm_env.versions(),
+            versions(self.settings.target),
             source_digest(),
         )
         name = "_".join(short(op) for op in operators(function))[:60]
@@ -131,7 +137,7 @@ def lower(job: Job, settings: Settings, instruments: Sequence[Any] = ()) -> Any:
             te_compiler.get().clear()
             lowered = te_compiler.get().lower(job.function, settings.target).funcs
         except Exception as error:
-            raise _failed(job, error) from error
+            raise failed(job, error) from error
     functions = list(lowered.functions.values())
     if len(functions) != 1:
         raise BuildError(f"kernel {job.symbol} was lowered to {len(functions)} functions")
@@ -150,7 +156,7 @@ def build(job: Job, tir: Any, settings: Settings) -> Any:
             modules, host = Target.canon_target_map_and_host({settings.target: tir})
             return _ffi_api.tir_to_runtime(modules, host or settings.target)
         except Exception as error:
-            raise _failed(job, error) from error
+            raise failed(job, error) from error
 
 
 def pass_context(level: int, instruments: Sequence[Any] = ()) -> Any:
@@ -240,13 +246,9 @@ def _compile(job: Job, settings: Settings) -> Kernel:
     started = time.perf_counter()
     settings.dispatch.asked.clear()
     with settings.dispatch:
-        library = build(job, lower(job, settings), settings)
+        code = _code(job, settings)
     # Each once, where it was asked last: scheduling asks again for the template that was chosen.
     asked = tuple(dict.fromkeys(reversed(settings.dispatch.asked)))[::-1]
-    with tempfile.TemporaryDirectory(prefix="mlc-") as folder:
-        path = Path(folder) / "kernel.o"
-        library.save(str(path))
-        code = path.read_bytes()
     return Kernel(
         symbol=job.symbol,
         operators=operators(job.function),
@@ -256,6 +258,34 @@ def _compile(job: Job, settings: Settings) -> Kernel:
         cached=False,
         code=code,
     )
+
+
+def _code(job: Job, settings: Settings) -> bytes:
+    """Return an object file, or for a GPU the encoded `mlc.gpu.device.Program`."""
+    if settings.gpu is not None:
+        from mlc.gpu import program
+
+        return encode(program.compile_kernel(job, settings))
+    library = build(job, lower(job, settings), settings)
+    with tempfile.TemporaryDirectory(prefix="mlc-") as folder:
+        path = Path(folder) / "kernel.o"
+        library.save(str(path))
+        return path.read_bytes()
+
+
+def is_gpu(target: Any) -> bool:
+    """Return whether a TVM target is a GPU."""
+    return "gpu" in target.keys
+
+
+def versions(target: Any) -> dict[str, str]:
+    """Return the versions of what makes the code for a TVM target.
+
+    Raises:
+        MissingToolError: for a GPU, its assembler is not installed.
+    """
+    own = {"ptxas": ptxas.version()} if is_gpu(target) else {}
+    return {**tvm_env.versions(), **own}
 
 
 def _from_cache(job: Job, settings: Settings, cache: Cache) -> Kernel | None:
@@ -288,7 +318,8 @@ def _code_key(job: Job, workloads: list[str], settings: Settings) -> str:
     return key_of(job.key, settings.dispatch.fingerprint(workloads))
 
 
-def _failed(job: Job, error: Exception) -> BuildError:
+def failed(job: Job, error: Exception) -> BuildError:
+    """Return the error that names a kernel which TVM failed on."""
     return BuildError(
         f"kernel {job.symbol} cannot be compiled: {tvm_env.reason(error)}",
         "try `-O1`; `mlc inspect MODEL --dump-ir DIR` writes what is compiled",

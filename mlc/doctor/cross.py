@@ -8,8 +8,10 @@ from mlc import target as targets
 from mlc.cache import open_cache
 from mlc.codegen.link import find_linker
 from mlc.cpu import host_cpu
-from mlc.emulate import can_emulate, runner, runtime
+from mlc.emulate import can_run_in_qemu, runner, runtime
 from mlc.errors import MissingToolError
+from mlc.gpu import ptxas
+from mlc.runtime.driver_api import Driver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,11 +27,13 @@ def checks(name: str) -> tuple[tuple[str, Callable[[], Finding]], ...]:
         TargetError: there is no such target.
     """
     chosen = targets.resolve(name)
+    if chosen.gpu is not None:
+        return (("NVIDIA's assembler", assembler), ("NVIDIA's driver", driver))
     rows: tuple[tuple[str, Callable[[], Finding]], ...] = (
         ("runs here", lambda: runs_here(chosen)),
         ("linker", lambda: linker(chosen)),
     )
-    if not targets.is_foreign(chosen, host_cpu()) or not can_emulate(chosen.triple):
+    if not targets.is_foreign(chosen, host_cpu()) or not can_run_in_qemu(chosen.triple):
         return rows
     return (*rows, ("emulator", emulator), ("runtime library", runtime_library))
 
@@ -41,6 +45,20 @@ def runs_here(chosen: Target) -> Finding:
         return "ok", f"{what}, this machine {host_cpu().arch} {host_cpu().system}", ""
     missing = targets.missing_features(chosen.features, host_cpu())
     return "ok", f"no: it lacks {', '.join(missing)}" if missing else "yes", ""
+
+
+def assembler() -> Finding:
+    """Check for NVIDIA's assembler and mathematical functions; missing ones fail."""
+    return "ok", f"ptxas {ptxas.version()}, {ptxas.find().ptxas}", ""
+
+
+def driver() -> Finding:
+    """Report whether artifacts for GPUs can be run here; compiling needs no driver."""
+    try:
+        major, minor = Driver().capability()
+    except MissingToolError as error:
+        return "ok", f"no: {error.message}", ""
+    return "ok", f"yes, a GPU of sm_{major}{minor}", ""
 
 
 def linker(chosen: Target) -> Finding:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mlc.artifact import GRAPH, LIBRARY, WEIGHTS, load, read_manifest
 from mlc.cache import open_cache
-from mlc.emulate import can_emulate
+from mlc.emulate import can_run_in_qemu
 from mlc.emulate.runner import Runner
 from mlc.errors import RunError, UsageError
 from mlc.events import Notice
@@ -42,9 +42,9 @@ class EmulatedSession:
             MissingToolError: a tool is missing, or the runtime library cannot be fetched.
         """
         target = read_manifest(path)["target"]
-        if not can_emulate(target["triple"]):
+        if not can_run_in_qemu(target["triple"]):
             raise UsageError(
-                f"{path} is for {target['triple']}, and --emulate runs 64-bit Arm Linux only",
+                f"{path} is for {target['triple']}, and --emulate runs 64-bit Arm Linux and NVIDIA GPUs",
                 "leave --emulate out on a machine of that kind",
             )
         self._runner = Runner(open_cache(), on_event)

@@ -113,18 +113,26 @@ def dump_kernel(plan: Plan, settings: Settings, directory: Path, kernel: str | N
     symbol = find_kernel(kernel, work)
     job = Job(symbol=symbol, key="", function=plan.kernels[symbol])
     tir, record = observe(job, settings)
-    library = build(job, tir, settings)
     folder = directory / "kernels" / symbol
     texts = {
         "relay.txt": job.function.astext(show_meta_data=False) + "\n",
         "scheduled.txt": record.script + "\n",
         "tir.txt": tir.script(show_meta=False) + "\n",
-        "llvm.ll": library.get_source("ll"),
-        "asm.s": library.get_source("asm"),
+        **_code(job, tir, settings),
     }
     for name, text in texts.items():
         _write(folder / name, text)
     return symbol
+
+
+def _code(job: Job, tir: Any, settings: Settings) -> dict[str, str]:
+    """Return the code of a kernel as text, by file name."""
+    if settings.gpu is not None:
+        from mlc.gpu.program import compile_kernel
+
+        return {"kernel.ptx": compile_kernel(job, settings).ptx}
+    library = build(job, tir, settings)
+    return {"llvm.ll": library.get_source("ll"), "asm.s": library.get_source("asm")}
 
 
 def find_kernel(name: str | None, work: Mapping[str, int]) -> str:

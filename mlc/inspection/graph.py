@@ -19,8 +19,8 @@ class GraphRows:
     Call it with each `PassRun`; `rows` then holds JSON data.
     """
 
-    def __init__(self, level: int):
-        self.level = level
+    def __init__(self, level: int, *, gpu: bool = False):
+        self.level, self.gpu = level, gpu
         self.seen: dict[str, dict[str, Any]] = {}
 
     def __call__(self, run: PassRun) -> None:
@@ -52,6 +52,8 @@ class GraphRows:
         ]
 
     def _why_not(self, row: Pass) -> str:
+        if self.gpu and row.for_cpu:
+            return "for CPUs only"
         if row not in pipeline(self.level):
             return "-O0 only" if row.name == _ONLY_O0 else f"from -O{row.level} on"
         wanted = " or ".join(need + "*" * need.endswith(".") for need in row.needs)

@@ -38,6 +38,10 @@ def _facts(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
             "operators": [str(name) for name in kernel["operators"]],
             "calls": int(kernel["calls"]),
             "flops": int(kernel["flops"]),
+            "resources": {
+                str(name): {str(what): int(number) for what, number in found.items()}
+                for name, found in kernel.get("resources", {}).items()
+            },
         }
         for symbol, kernel in manifest.get("kernels", {}).items()
     ]

@@ -75,17 +75,17 @@ def _compiled(
     from mlc import build
     from mlc.codegen.graph import plan
     from mlc.codegen.kernels import Namer, Settings
-    from mlc.driver import load, timed
+    from mlc.driver import default_configs, load, timed
     from mlc.passes.run import optimize
     from mlc.tune.dispatch import dispatch_context
 
     directory = Path(options.dump_ir) if options.dump_ir is not None else None
     dump = PassDump(directory) if directory is not None else None
-    graph = GraphRows(options.opt_level)
+    graph = GraphRows(options.opt_level, gpu=chosen.gpu is not None)
     model, _ = load(file, options.shapes, on_event)
     llvm = build.tvm_target(chosen, options.opt_level)
-    dispatch = dispatch_context(lambda _key: None)
-    settings = Settings(target=llvm, level=options.opt_level, dispatch=dispatch)
+    dispatch = dispatch_context(lambda _key: None, default_configs(chosen))
+    settings = Settings(target=llvm, level=options.opt_level, dispatch=dispatch, gpu=chosen.gpu)
     observers: list[Callable[[Any], None]] = [dump] if dump else []
     observers += [graph] if options.passes else []
 

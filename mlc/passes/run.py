@@ -58,7 +58,8 @@ def optimize(
     ran: list[str] = []
     with target:
         operators = count_operators(module)
-        for row in pipeline(level, exact=exact, without=without):
+        gpu = "gpu" in target.keys
+        for row in pipeline(level, exact=exact, without=without, gpu=gpu):
             if not row.applies(operators):
                 continue
             started = time.perf_counter()

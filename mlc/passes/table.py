@@ -34,7 +34,7 @@ class Pass:
     A row with `needs` runs only when the module has one of these operators (names, or prefixes
     that end in a dot): on a large graph a pass that finds nothing still costs its type inference.
     A row that is not `exact` computes in another way, with other rounding errors: `--exact` leaves it
-    out.
+    out. A row `for_cpu` prepares schedules that GPUs do not have.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Pass:
     knobs: str = ""
     needs: tuple[str, ...] = ()
     exact: bool = True
+    for_cpu: bool = False
 
     def applies(self, operators: Iterable[str]) -> bool:
         """Return whether the row has something to do in a module with these operators."""
@@ -85,7 +86,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="eliminate-common-subexpressions", stage="relay", level=2,
          run=_relay("EliminateCommonSubexpr"), help="compute equal expressions once"),
     Pass(name="layer-norm", stage="relay", level=3, needs=("mean",), run=take_layer_norm,
-         help="layer norm over the last axis as one operator"),
+         for_cpu=True, help="layer norm over the last axis as one operator"),
     Pass(name="sink-reshapes", stage="relay", level=3, needs=("nn.dense",), run=sink_reshapes,
          help="element-wise operators on the matrices of dense layers, reshapes behind them"),
     Pass(name="combine-parallel-conv2d", stage="relay", level=3, needs=("nn.conv2d",), run=combine_conv2d,
@@ -109,15 +110,18 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="flatten-atrous-conv", stage="relay", level=2, needs=("nn.batch_to_space_nd",), run=_relay("FlattenAtrousConv"),
          help="space-to-batch, conv, batch-to-space become one dilated convolution"),
     Pass(name="attention", stage="relay", level=3, needs=("nn.softmax",), exact=False,
-         run=take_attention,
+         run=take_attention, for_cpu=True,
          help="softmax(Q K^T) V of a block of queries at a time, scores in cache (not with --exact)"),
     Pass(name="fast-math", stage="relay", level=3, needs=(*FAST, "mlc.recurrent"), exact=False, run=take_fast_math,
+         for_cpu=True,
          help="erf, tanh, exp, sigmoid, softmax, recurrent layers as arithmetic on vectors (not with --exact)"),
     Pass(name="winograd", stage="relay", level=3, needs=("nn.conv2d",), exact=False, run=take_winograd,
+         for_cpu=True,
          help="3x3 convolutions with fewer multiplications, where that is faster (not with --exact)"),
-    Pass(name="alter-layout", stage="relay", level=3, run=alter_layout,
+    Pass(name="alter-layout", stage="relay", level=3, run=alter_layout, for_cpu=True,
          help="convolutions to blocked NCHWc"),
     Pass(name="pack-dense-weights", stage="relay", level=3, needs=("nn.dense",), run=pack_dense,
+         for_cpu=True,
          help="constant weights of dense layers to panels as wide as the register tile"),
     Pass(name="fold-packed-weights", stage="relay", level=1, run=fold_module,
          help="evaluate the layout transforms of weights"),
@@ -151,10 +155,12 @@ PASSES: tuple[Pass, ...] = (
 )  # fmt: skip
 
 
-def pipeline(level: int, *, exact: bool = False, without: Sequence[str] = ()) -> tuple[Pass, ...]:
-    """Return the graph passes of `-O<level>`, in the order they run; with `exact` those that are.
+def pipeline(
+    level: int, *, exact: bool = False, without: Sequence[str] = (), gpu: bool = False
+) -> tuple[Pass, ...]:
+    """Return the graph passes of `-O<level>`, in the order they run.
 
-    `without` leaves rows out by name; in the place of fusion comes what `-O0` does.
+    With `exact` only those that are, with `gpu` only those that are not for CPUs alone. `without` leaves rows out by name; in the place of fusion comes what `-O0` does.
 
     Raises:
         UsageError: `without` names no pass that can be left out.
@@ -165,6 +171,7 @@ def pipeline(level: int, *, exact: bool = False, without: Sequence[str] = ()) ->
             raise UsageError(f"no graph pass {name!r} to leave out", did_you_mean(name, names))
     other = FUSED if level == 0 or FUSED in without else UNFUSED
     rows = [p for p in PASSES if p.stage == "relay" and p.level <= level and p.name != other]
-    rows = [p for p in rows if (p.exact or not exact) and p.name not in without]
+    rows = [p for p in rows if (p.exact or not exact) and not (gpu and p.for_cpu)]
+    rows = [p for p in rows if p.name not in without]
     assert rows[-1].name in (FUSED, UNFUSED)
     return tuple(rows)

@@ -18,6 +18,8 @@ from mlc.runtime.session import open as open_session
 
 if TYPE_CHECKING:
     from mlc.options import RunOptions
+    from mlc.runtime.cuda import CudaSession
+    from mlc.runtime.session import Session
 
 
 def run(options: RunOptions, on_event: OnEvent) -> dict[str, np.ndarray[Any, Any]]:
@@ -30,7 +32,7 @@ def run(options: RunOptions, on_event: OnEvent) -> dict[str, np.ndarray[Any, Any
     """
     if options.output and not options.output.endswith(".npz"):
         raise UsageError(f"outputs are saved as .npz, not {options.output!r}")
-    with open_session(options.artifact, threads=options.threads) as session:
+    with _opened(options) as session:
         arrays = sources.read(options.inputs, session.inputs)
         check_names(session.inputs, arrays)
         missing = [spec for spec in session.inputs if spec.name not in arrays]
@@ -51,6 +53,14 @@ def run(options: RunOptions, on_event: OnEvent) -> dict[str, np.ndarray[Any, Any
     if options.output:
         save_npz(Path(options.output), outputs)
     return outputs
+
+
+def _opened(options: RunOptions) -> Session | CudaSession:
+    if options.device == "cuda":
+        from mlc.runtime.cuda import CudaSession
+
+        return CudaSession(Path(options.artifact))
+    return open_session(options.artifact, threads=options.threads)
 
 
 def _write_npz(file: IO[bytes], arrays: dict[str, np.ndarray[Any, Any]]) -> None:

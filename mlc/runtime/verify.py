@@ -9,16 +9,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlc import ort_env
+from mlc.artifact import is_for_gpu, read_manifest
 from mlc.errors import MismatchError, ModelError, RunError
 from mlc.events import Notice, OnEvent, ignore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import TypeAlias
 
+    from mlc.emulate.cuda import SimulatedSession
     from mlc.emulate.session import EmulatedSession
     from mlc.model import TensorSpec
     from mlc.options import VerifyOptions
+    from mlc.runtime.cuda import CudaSession
     from mlc.runtime.session import Session
+
+    AnySession: TypeAlias = Session | EmulatedSession | SimulatedSession | CudaSession
 
 Array = np.ndarray[Any, Any]
 
@@ -247,7 +253,16 @@ def verify(
     )
 
 
-def _opened(options: VerifyOptions, on_event: OnEvent) -> Session | EmulatedSession:
+def _opened(options: VerifyOptions, on_event: OnEvent) -> AnySession:
+    for_gpu = is_for_gpu(read_manifest(Path(options.artifact))["target"])
+    if options.device == "cuda":
+        from mlc.runtime.cuda import CudaSession
+
+        return CudaSession(Path(options.artifact))
+    if options.emulate and for_gpu:
+        from mlc.emulate.cuda import SimulatedSession
+
+        return SimulatedSession(Path(options.artifact))
     if options.emulate:
         from mlc.emulate.session import EmulatedSession
 
@@ -278,9 +293,7 @@ def require(verification: Verification, what: str) -> None:
         )
 
 
-def _require_same_names(
-    session: Session | EmulatedSession, reference: Reference, options: VerifyOptions
-) -> None:
+def _require_same_names(session: AnySession, reference: Reference, options: VerifyOptions) -> None:
     ours = [spec.name for spec in (*session.inputs, *session.outputs)]
     theirs = [*reference.inputs, *reference.outputs]
     if sorted(ours) != sorted(theirs):

@@ -3,7 +3,8 @@
 Templates: `dense`, `batch_matmul` and `pointwise` share the register tile of `gemm`; `winograd` (with
 `winograd_op`), `depthwise` and `attention`. `conv_op` offers those of convolutions, `blocks` decides on
 NCHWc. Kernels without knobs: `rows` (softmax, layer norm), `elementary`, `recurrent`. `tails`, `stack`
-and `serial` are TIR passes. `arm` chooses among TVM's schedules for Arm. The modules import TVM:
+and `serial` are TIR passes. `arm` chooses among TVM's schedules for Arm, `cuda` has default
+configs of its templates for GPUs. The modules import TVM:
 `tvm_env.tvm()` loads them, once, and everything forked later inherits them.
 """
 

@@ -66,10 +66,10 @@ def _verdict(record: Record | None, cpu: str) -> str:
     return "" if mcpu(record.target) == cpu else "other_cpu"
 
 
-def dispatch_context(lookup: Lookup) -> Any:
+def dispatch_context(lookup: Lookup, fallback: Callable[[], Any] | None = None) -> Any:
     """Return an AutoTVM dispatch context that offers the records of `lookup`, by workload key.
 
-    Workloads without a record get the template's fallback config. `asked` lists the keys that
+    Workloads without a record get the template's fallback config, or what `fallback` makes. `asked` lists the keys that
     schedules asked for since it was last cleared; `origin` maps the workload of an altered layout
     to the one that was tuned for it; `used` holds the records that were found; `rivals` maps a
     workload to another that computes the same.
@@ -77,6 +77,8 @@ def dispatch_context(lookup: Lookup) -> Any:
     tvm_env.tvm()
     from tvm.autotvm.task.dispatcher import DispatchContext
     from tvm.autotvm.task.space import FallbackConfigEntity
+
+    make = fallback or FallbackConfigEntity
 
     class Dispatch(DispatchContext):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -93,7 +95,7 @@ def dispatch_context(lookup: Lookup) -> Any:
             self.asked.append(key)
             config = self._find(key)
             # One fallback object per workload: a template writes its default into it.
-            return config or self.fallbacks.setdefault(key, FallbackConfigEntity())
+            return config or self.fallbacks.setdefault(key, make())
 
         def _find(self, key: str) -> Any:
             if key not in self.known:

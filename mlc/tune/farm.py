@@ -108,6 +108,13 @@ def measuring_device(options: TuneOptions, farm: Farm | None) -> Device:
     cores = farm.facts.physical_cores if farm else physical_cores()
     theirs = farm is not None and options.target in target.HOST_NAMES
     chosen = target.for_cpu(cpu) if theirs else target.resolve(options.target)
+    if chosen.gpu is not None:
+        raise TargetError(
+            f"mlc tunes for CPUs only so far, and {chosen.name} is a GPU: times are not invented, and "
+            "nothing here can take them",
+            f"AutoTVM records of an {chosen.mcpu} apply with `mlc compile MODEL --records FILE`; "
+            "without any, default configs do",
+        )
     missing = target.missing_features(chosen.features, cpu)
     if chosen.arch != cpu.arch or missing:
         why = f"it lacks {', '.join(missing)}" if missing else f"it is {cpu.arch}"

@@ -134,9 +134,8 @@ def execute(tmp_path: Path, tvm: Any, quick_target: str) -> Callable[..., dict[s
         with dispatch:
             fused = optimize(model, llvm, level)
         library = build.build(fused, settings, Cache(None), 1, ignore)
-        features = build.required_features(chosen, llvm)
         path = tmp_path / f"executed{len(list(tmp_path.iterdir()))}.mlc"
-        artifact.save(build.contents(fused, library, chosen, features, {}), path)
+        artifact.save(build.contents(fused, library, chosen, llvm, {}), path)
         with sessions.open(path) as session:
             return session.run(feed)
 

@@ -426,7 +426,7 @@ def test_a_kernel_that_cannot_be_compiled_is_named(load: Any, tvm: Any, monkeypa
     jobs = jobs_of(load(chain(2)), settings)
 
     def fail(*_args: Any) -> None:
-        raise compiler._failed(jobs[1], ValueError("Check failed: (x) is false: no schedule"))
+        raise compiler.failed(jobs[1], ValueError("Check failed: (x) is false: no schedule"))
 
     monkeypatch.setattr(compiler, "build", fail)
     for workers in (1, 2):

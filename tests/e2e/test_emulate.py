@@ -86,7 +86,7 @@ def test_a_wrong_result_is_a_mismatch(mlc, tmp_path):
 
 def test_what_cannot_be_emulated_is_refused(mlc, tmp_path, conv):
     done = mlc("verify", conv.artifact, conv.model, "--emulate", cwd=tmp_path, check_code=2)
-    assert "64-bit Arm Linux only" in done.stderr
+    assert "64-bit Arm Linux and NVIDIA GPUs" in done.stderr
 
 
 def test_without_emulate_it_says_how(mlc, tmp_path):

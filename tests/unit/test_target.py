@@ -224,7 +224,7 @@ def test_a_wrong_name_comes_back_with_the_nearest(wrong: str, right: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["", "cuda", "rpi9", "cuda -arch=sm_80", "../targets/znver4", "LLVM"]
+    "name", ["", "cudas", "rpi9", "cuda -arch=sm_80", "../targets/znver4", "LLVM"]
 )
 def test_unknown_names_are_refused_with_the_choices(name: str) -> None:
     with pytest.raises(TargetError, match="unknown target") as caught:
@@ -375,7 +375,82 @@ TRIPLES = {
 }
 
 
-@pytest.mark.parametrize("target", all_targets(), ids=lambda target: target.name)
+CPUS = [target for target in all_targets() if target.kind == "cpu"]
+GPUS = [target for target in all_targets() if target.kind == "cuda"]
+
+
+@pytest.mark.parametrize("target", GPUS, ids=lambda target: target.name)
+def test_each_gpu_has_an_architecture_and_limits(target: Target) -> None:
+    assert re.fullmatch(r"sm_\d{2,3}", target.mcpu)
+    assert (target.triple, target.features) == ("nvptx64-nvidia-cuda", ())
+    assert target.gpu is not None
+    assert (target.gpu.warp, target.gpu.max_threads) == (32, 1024)
+    assert target.tvm.startswith(f"nvptx -mtriple=nvptx64-nvidia-cuda -mcpu={target.mcpu} ")
+    assert runs_on(target, ZEN4_CPU) is False
+    assert is_foreign(target, ZEN4_CPU)
+
+
+def test_the_cards_have_the_architectures_that_nvidia_lists() -> None:
+    known = {
+        "v100": "sm_70", "t4": "sm_75", "a100": "sm_80", "a10": "sm_86", "jetson-orin": "sm_87",
+        "l4": "sm_89", "rtx4090": "sm_89", "h100": "sm_90",
+    }  # fmt: skip
+    assert known.items() <= {target.name: target.mcpu for target in GPUS}.items()
+
+
+def test_an_architecture_is_a_target() -> None:
+    assert resolve("cuda:sm_80").tvm == resolve("a100").tvm
+    assert resolve("cuda:sm_80").name == "cuda-sm_80"
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "hint"),
+    [
+        ("cuda", "needs --arch", "sm_70, sm_75"),
+        ("cuda:sm_81", "unknown GPU architecture 'sm_81'", "did you mean 'sm_8"),
+        ("cuda:80", "unknown GPU architecture", "sm_80"),
+        ("a101", "unknown target", "did you mean 'a10"),
+    ],
+)
+def test_unknown_gpus_are_refused_with_the_choices(name: str, message: str, hint: str) -> None:
+    with pytest.raises(TargetError, match=message) as caught:
+        resolve(name)
+    assert hint in str(caught.value.hint)
+
+
+GOOD_GPU = """\
+name = "box"
+kind = "cuda"
+description = "A box"
+sm = "sm_80"
+shared_bytes = 49152
+registers = 65536
+warp = 32
+max_threads = 1024
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('sm = "sm_80"', 'sm = "80"', "sm must look like sm_80"),
+        ("warp = 32", "warp = 0", "warp must be positive"),
+        ("warp = 32", 'warp = "32"', "warp must be of type int"),
+        ("registers = 65536\n", "", "'registers' is missing"),
+        ("warp = 32", "warp = 32\nmcpu = 'x'", "unknown key 'mcpu'"),
+        ('name = "box"', 'name = "bag"', "the file's name says"),
+    ],
+)
+def test_a_bad_gpu_file_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "box.toml"
+    path.write_text(GOOD_GPU)
+    assert load_target(path).mcpu == "sm_80"
+    path.write_text(GOOD_GPU.replace(old, new))
+    with pytest.raises(TargetError, match=re.escape(message)):
+        load_target(path)
+
+
+@pytest.mark.parametrize("target", CPUS, ids=lambda target: target.name)
 def test_each_file_describes_a_usable_target(target: Target) -> None:
     assert target.triple == TRIPLES.get(target.name.rstrip("0123456789"), "x86_64-linux-gnu")
     assert target.name not in target_module.HOST_NAMES

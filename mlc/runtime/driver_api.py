@@ -1,0 +1,145 @@
+"""The few functions of NVIDIA's driver that running an artifact takes, by ctypes.
+
+The driver's library is all that a machine with an NVIDIA GPU has for certain: no toolkit, nothing to
+compile. Names and meanings are those of NVIDIA's "CUDA Driver API" reference.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlc.errors import MissingToolError, RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mlc.gpu.device import Launch
+
+Array = np.ndarray[Any, Any]
+_LIBRARY = "libcuda.so.1"
+_CAPABILITY = (75, 76)  # attributes: major and minor number of the architecture
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "cuInit": (c_uint,),
+    "cuDeviceGetCount": (c_void_p,),
+    "cuDeviceGet": (c_void_p, c_int),
+    "cuDeviceGetAttribute": (c_void_p, c_int, c_int),
+    "cuDevicePrimaryCtxRetain": (c_void_p, c_int),
+    "cuDevicePrimaryCtxRelease_v2": (c_int,),
+    "cuCtxSetCurrent": (c_void_p,),
+    "cuCtxSynchronize": (),
+    "cuModuleLoadData": (c_void_p, c_void_p),
+    "cuModuleGetFunction": (c_void_p, c_void_p, c_char_p),
+    "cuModuleUnload": (c_void_p,),
+    "cuMemAlloc_v2": (c_void_p, c_size_t),
+    "cuMemFree_v2": (c_uint64,),
+    "cuMemcpyHtoD_v2": (c_uint64, c_void_p, c_size_t),
+    "cuMemcpyDtoH_v2": (c_void_p, c_uint64, c_size_t),
+    "cuLaunchKernel": (c_void_p, *(c_uint,) * 7, c_void_p, c_void_p, c_void_p),
+    "cuGetErrorString": (c_int, c_void_p),
+}
+
+
+class Driver:
+    """The first GPU of this machine; memory is addresses, functions are handles."""
+
+    def __init__(self, library: str = _LIBRARY):
+        """Load the driver and take its first GPU.
+
+        Raises:
+            MissingToolError: there is no driver, or it has no GPU.
+        """
+        try:
+            self._library = ctypes.CDLL(library)
+            for name, types in _SIGNATURES.items():
+                getattr(self._library, name).argtypes = types
+        except (OSError, AttributeError):
+            raise _missing(f"NVIDIA's driver ({library}) is not installed") from None
+        count, self._device = c_int(), c_int()
+        try:
+            self._call("cuInit", 0)
+            self._call("cuDeviceGetCount", byref(count))
+        except RunError as error:
+            raise _missing(f"NVIDIA's driver does not start: {error.message}") from None
+        if count.value < 1:
+            raise _missing("NVIDIA's driver finds no GPU")
+        self._call("cuDeviceGet", byref(self._device), 0)
+        context = c_void_p()
+        self._call("cuDevicePrimaryCtxRetain", byref(context), self._device)
+        self._call("cuCtxSetCurrent", context)
+
+    def capability(self) -> tuple[int, int]:
+        """Return the architecture: (8, 6) for sm_86."""
+        values = []
+        for attribute in _CAPABILITY:
+            value = c_int()
+            self._call("cuDeviceGetAttribute", byref(value), attribute, self._device)
+            values.append(value.value)
+        return values[0], values[1]
+
+    def allocate(self, size: int) -> int:
+        """Return the address of new memory of `size` bytes."""
+        address = c_uint64()
+        self._call("cuMemAlloc_v2", byref(address), max(1, size))
+        return address.value
+
+    def free(self, address: int) -> None:
+        """Give memory back."""
+        self._call("cuMemFree_v2", address)
+
+    def upload(self, address: int, array: Array) -> None:
+        """Copy a C-contiguous array to the GPU."""
+        if array.nbytes:
+            self._call("cuMemcpyHtoD_v2", address, array.ctypes.data, array.nbytes)
+
+    def download(self, array: Array, address: int) -> None:
+        """Copy from the GPU into a C-contiguous array; waits for what runs."""
+        if array.nbytes:
+            self._call("cuMemcpyDtoH_v2", array.ctypes.data, address, array.nbytes)
+
+    def load(self, code: bytes) -> int:
+        """Return a module of PTX (which the driver compiles) or of a cubin."""
+        module, image = c_void_p(), ctypes.create_string_buffer(code)
+        self._call("cuModuleLoadData", byref(module), image)
+        return int(module.value or 0)
+
+    def unload(self, module: int) -> None:
+        """Give a module back."""
+        self._call("cuModuleUnload", module)
+
+    def function(self, module: int, name: str) -> int:
+        """Return a kernel of a module."""
+        function = c_void_p()
+        self._call("cuModuleGetFunction", byref(function), module, name.encode())
+        return int(function.value or 0)
+
+    def launch(self, function: int, step: Launch, arguments: Sequence[Any]) -> None:
+        """Start a kernel; `arguments` are ctypes values. It runs after those started before."""
+        places = (c_void_p * len(arguments))(*(ctypes.addressof(value) for value in arguments))
+        self._call("cuLaunchKernel", function, *step.grid, *step.block, 0, None, places, None)
+
+    def synchronize(self) -> None:
+        """Wait until all that was started has ended."""
+        self._call("cuCtxSynchronize")
+
+    def close(self) -> None:
+        """Let go of the GPU."""
+        self._call("cuDevicePrimaryCtxRelease_v2", self._device)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self._library, name)(*arguments)
+        if status:
+            text = c_char_p()
+            self._library.cuGetErrorString(status, byref(text))
+            said = (text.value or b"").decode(errors="replace")
+            raise RunError(f"{name} failed: {said or f'error {status}'}")
+
+
+def _missing(what: str) -> MissingToolError:
+    return MissingToolError(
+        f"{what}, and running on a GPU needs one",
+        "`mlc verify ARTIFACT MODEL --emulate` checks an artifact without a GPU",
+    )

@@ -1,0 +1,317 @@
+"""GPU programs as data, and the session that runs them, on a driver that the simulator stands for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlc import artifact
+from mlc.artifact import Contents
+from mlc.emulate.cuda import SimulatedSession
+from mlc.emulate.ptx_machine import launch
+from mlc.emulate.ptx_memory import Memory
+from mlc.emulate.ptx_text import entries
+from mlc.errors import ArtifactError, MissingToolError, RunError
+from mlc.gpu import ptxas
+from mlc.gpu.device import Launch, Program, Resources, encode, join, read
+from mlc.runtime.cuda import CudaSession
+from mlc.runtime.driver_api import Driver
+from mlc.runtime.session import open as open_session
+
+# y[k] = x[k] + w[k], by way of a temporary; the scalar argument is added as well.
+ADD = """.version 7.0
+.target sm_80
+.address_size 64
+.visible .entry add(
+	.param .u64 .ptr .align 1 add_param_0,
+	.param .u64 .ptr .align 1 add_param_1,
+	.param .u64 .ptr .align 1 add_param_2,
+	.param .u32 add_param_3
+)
+{
+	.reg .b32 %r<6>;
+	.reg .b64 %rd<8>;
+	ld.param.b64 	%rd1, [add_param_0];
+	ld.param.b64 	%rd2, [add_param_1];
+	ld.param.b64 	%rd3, [add_param_2];
+	ld.param.b32 	%r5, [add_param_3];
+	mov.u32 	%r1, %tid.x;
+	mul.wide.u32 	%rd4, %r1, 4;
+	add.s64 	%rd1, %rd1, %rd4;
+	add.s64 	%rd2, %rd2, %rd4;
+	add.s64 	%rd3, %rd3, %rd4;
+	ld.global.b32 	%r2, [%rd1];
+	ld.global.b32 	%r3, [%rd2];
+	add.s32 	%r4, %r2, %r3;
+	add.s32 	%r4, %r4, %r5;
+	st.global.b32 	[%rd3], %r4;
+	ret;
+}
+"""
+
+
+def program(**changes: Any) -> Program:
+    first = Launch(
+        function="add", grid=(1, 1, 1), block=(6, 1, 1),
+        arguments=(("tensor", 0), ("tensor", 1), ("temporary", 0), ("int32", 100)),
+    )  # fmt: skip
+    second = Launch(
+        function="add", grid=(1, 1, 1), block=(6, 1, 1),
+        arguments=(("temporary", 0), ("tensor", 1), ("tensor", 2), ("int32", -1)),
+    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "ptx": ADD, "cubin": b"\x7fELF code", "temporaries": (24,), "launches": (first, second),
+        "resources": {"add": Resources(registers=8, spill_bytes=0, stack_bytes=0, shared_bytes=0)},
+    }  # fmt: skip
+    return Program(**{**fields, **changes})
+
+
+WEIGHTS = np.arange(6, dtype=np.int32).reshape(2, 3) * 10
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """An artifact: y = x + w + 100 + w - 1, y also as a flat view."""
+    call = {"num_outputs": "1", "num_inputs": "2", "func_name": "mlc_add", "flatten_data": "0"}
+    nop = {"num_outputs": "1", "num_inputs": "1", "func_name": "__nop", "flatten_data": "0"}
+    graph = {
+        "nodes": [
+            {"op": "null", "name": "input0", "inputs": []},
+            {"op": "null", "name": "weight0", "inputs": []},
+            {"op": "tvm_op", "name": "a", "attrs": call, "inputs": [[0, 0, 0], [1, 0, 0]]},
+            {"op": "tvm_op", "name": "b", "attrs": nop, "inputs": [[2, 0, 0]]},
+        ],
+        "arg_nodes": [0, 1],
+        "heads": [[2, 0, 0], [3, 0, 0]],
+        "attrs": {
+            "dltype": ["list_str", ["int32"] * 4],
+            "storage_id": ["list_int", [0, 1, 2, 2]],
+            "shape": ["list_shape", [[2, 3], [2, 3], [2, 3], [6]]],
+        },
+        "node_row_ptr": [0, 1, 2, 3, 4],
+    }
+    tensor = {"name": "x", "shape": [2, 3], "dtype": "int32"}
+    manifest = {
+        "signature": {
+            "inputs": [tensor],
+            "outputs": [{**tensor, "name": "y"}, {**tensor, "name": "flat", "shape": [6]}],
+        },
+        "target": {
+            "name": "a100", "kind": "cuda", "triple": "nvptx64-nvidia-cuda", "features": [],
+            "tvm": "nvptx -mtriple=nvptx64-nvidia-cuda -mcpu=sm_80",
+        },
+        "versions": {},
+    }  # fmt: skip
+    path = tmp_path / "gpu.mlc"
+    programs = join({"mlc_add": encode(program())})
+    graph_bytes = json.dumps(graph).encode()
+    artifact.save(
+        Contents(manifest=manifest, library=programs, graph=graph_bytes, weights=[(1, WEIGHTS)]),
+        path,
+    )
+    return path
+
+
+class FakeDriver:
+    """A GPU of numpy arrays: addresses are the simulator's, code is executed by it."""
+
+    made: list[FakeDriver] = []  # noqa: RUF012
+    arch = (8, 6)
+
+    def __init__(self) -> None:
+        self.memory: list[np.ndarray] = []
+        self.loaded: list[bytes] = []
+        self.freed: list[int] = []
+        self.unloaded: list[int] = []
+        self.closed = False
+        self.made.append(self)
+
+    def capability(self) -> tuple[int, int]:
+        return self.arch
+
+    def allocate(self, size: int) -> int:
+        self.memory.append(np.full(size, 0xFF, np.uint8))
+        return Memory([], "").address(len(self.memory) - 1)
+
+    def free(self, address: int) -> None:
+        self.freed.append(address)
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        self._at(address)[: array.nbytes] = array.reshape(-1).view(np.uint8)
+
+    def download(self, array: np.ndarray, address: int) -> None:
+        array.reshape(-1).view(np.uint8)[:] = self._at(address)[: array.nbytes]
+
+    def load(self, code: bytes) -> int:
+        self.loaded.append(code)
+        return len(self.loaded)
+
+    def unload(self, module: int) -> None:
+        self.unloaded.append(module)
+
+    def function(self, module: int, name: str) -> int:
+        assert (module, name) == (1, "add")
+        return 7
+
+    def launch(self, function: int, step: Launch, arguments: list[Any]) -> None:
+        assert function == 7
+        memory = Memory(self.memory, "buffer")
+        values = [word.value for word in arguments]
+        launch(entries(ADD)["add"], step.grid, step.block, values, memory)
+
+    def synchronize(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _at(self, address: int) -> np.ndarray:
+        for number, buffer in enumerate(self.memory):
+            if Memory([], "").address(number) == address:
+                return buffer
+        raise AssertionError(address)
+
+
+def check(session: Any) -> None:
+    x = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
+    for _ in range(2):
+        outputs = session.run({"x": x})
+        expected = x + 2 * WEIGHTS + 99
+        np.testing.assert_array_equal(outputs["y"], expected)
+        np.testing.assert_array_equal(outputs["flat"], expected.reshape(6))
+    with pytest.raises(RunError, match="takes int32"):
+        session.run({"x": x.astype(np.float32)})
+
+
+def test_the_simulator_runs_an_artifact(saved):
+    with SimulatedSession(saved) as session:
+        check(session)
+
+
+def test_a_session_drives_a_gpu_and_gives_everything_back(saved):
+    with CudaSession(saved, FakeDriver) as session:
+        check(session)
+    driver = FakeDriver.made[-1]
+    assert driver.loaded == [b"\x7fELF code"]
+    assert sorted(driver.freed) == [Memory([], "").address(k) for k in range(len(driver.memory))]
+    assert (driver.unloaded, driver.closed) == ([1], True)
+
+
+@pytest.mark.parametrize(("arch", "loads"), [((8, 0), "cubin"), ((9, 0), "ptx"), ((12, 0), "ptx")])
+def test_a_newer_gpu_gets_ptx(saved, monkeypatch, arch, loads):
+    monkeypatch.setattr(FakeDriver, "arch", arch)
+    with CudaSession(saved, FakeDriver) as session:
+        check(session)
+    (code,) = FakeDriver.made[-1].loaded
+    assert code == (b"\x7fELF code" if loads == "cubin" else ADD.encode() + b"\0")
+
+
+def test_an_older_gpu_is_refused_before_any_code_is_loaded(saved, monkeypatch):
+    monkeypatch.setattr(FakeDriver, "arch", (7, 5))
+    with pytest.raises(ArtifactError, match=r"for sm_80 and newer, and this GPU is sm_75") as found:
+        CudaSession(saved, FakeDriver)
+    assert "--arch sm_75" in str(found.value.hint)
+    assert not FakeDriver.made[-1].loaded
+
+
+def test_without_a_driver_the_error_says_what_can_be_done():
+    with pytest.raises(MissingToolError, match="is not installed, and running on a GPU") as found:
+        Driver("libcuda-of-nobody.so.1")
+    assert found.value.exit_code == 8
+    assert "--emulate" in str(found.value.hint)
+
+
+def test_another_library_is_no_driver():
+    with pytest.raises(MissingToolError, match="is not installed"):
+        Driver("libc.so.6")
+
+
+def test_a_gpu_artifact_is_refused_on_a_cpu(saved):
+    with pytest.raises(ArtifactError, match="for NVIDIA GPUs") as found:
+        open_session(saved)
+    assert "--device cuda" in str(found.value.hint)
+
+
+# Programs as data
+
+
+def test_programs_come_back_as_they_were():
+    assert read(join({"b": encode(program()), "a": encode(program(note="x"))})) == {
+        "a": program(note="x"),
+        "b": program(),
+    }
+    assert encode(program()) == encode(program())
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("launches", 0, "grid"), [0, 1, 1]),
+        (("launches", 0, "grid"), [1, 70000, 1]),
+        (("launches", 0, "grid"), [1, 1]),
+        (("launches", 0, "grid"), [1.5, 1, 1]),
+        (("launches", 0, "block"), [1025, 1, 1]),
+        (("launches", 0, "arguments"), [["pointer", 0]]),
+        (("launches", 0, "arguments"), [["temporary", 1]]),
+        (("launches", 0, "arguments"), [["tensor", "0"]]),
+        (("temporaries",), [-1]),
+        (("temporaries",), [2**50]),
+        (("cubin",), "%%%"),
+        (("resources",), {"add": {"registers": 8}}),
+        (("resources",), []),
+    ],
+)
+def test_programs_of_another_form_are_refused(path, value):
+    data = json.loads(join({"a": encode(program())}))
+    place = data["a"]
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(ArtifactError, match="another form"):
+        read(json.dumps(data).encode())
+
+
+def test_a_launch_with_too_few_arguments_is_refused():
+    step = program().launches[0]
+    with pytest.raises(RunError, match="takes 4 arguments, not 3"):
+        launch(entries(ADD)["add"], step.grid, step.block, [0, 0, 0], Memory([], ""))
+
+
+# The assembler
+
+
+SAID = """\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'one' for 'sm_80'
+ptxas info    : Function properties for one
+    16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 16 bytes cumulative stack size, 2560 bytes smem, 376 bytes cmem[0]
+ptxas info    : Compiling entry function 'two' for 'sm_80'
+ptxas info    : Function properties for two
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 8 registers, used 0 barriers, 368 bytes cmem[0]
+"""
+
+
+def test_statistics_are_read_per_function():
+    assert ptxas.statistics(SAID) == {
+        "one": Resources(registers=40, spill_bytes=8, stack_bytes=16, shared_bytes=2560),
+        "two": Resources(registers=8, spill_bytes=0, stack_bytes=0, shared_bytes=0),
+    }
+
+
+def test_a_missing_assembler_comes_with_the_command(monkeypatch, tmp_path):
+    ptxas.find.cache_clear()
+    monkeypatch.setattr(ptxas, "_package", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    try:
+        with pytest.raises(MissingToolError) as found:
+            ptxas.find()
+    finally:
+        ptxas.find.cache_clear()
+    assert found.value.exit_code == 8
+    assert found.value.hint == "pip install 'mlc-compiler[cuda]'"
