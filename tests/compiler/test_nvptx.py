@@ -361,3 +361,26 @@ def test_an_odd_shared_buffer_has_no_alignment(tvm, monkeypatch):
     assert nvptx.llvm_ir(functions, "sm_80")
     monkeypatch.setattr(nvptx, "aligned", lambda body: body)
     assert crashes(lambda: nvptx.llvm_ir(functions, "sm_80"))
+
+
+def test_records_of_the_same_architecture_apply(compiled, tvm, tmp_path):
+    from tvm import autotvm
+    from tvm.autotvm.measure import MeasureInput, MeasureResult
+
+    args = (("TENSOR", (1, 16, 8, 16), "float32"), ("TENSOR", (32, 16, 3, 3), "float32"))
+    rest = ((1, 1), (1, 1, 1, 1), (1, 1), "float32")
+    gpu = tvm.target.Target(target.resolve("cuda:sm_80").tvm)
+    task = autotvm.task.create("conv2d_nchw.cuda", args=(*args, *rest), target=gpu)
+    config = next(
+        c for k in range(500, 5000) if (c := task.config_space.get(k))["tile_f"].size[2] == 2
+    )
+    result = MeasureResult((1e-3,), 0, 1.0, 0.0)
+    log = tmp_path / "records.log"
+    log.write_text(autotvm.record.encode(MeasureInput(gpu, task, config), result) + "\n")
+    proto = big_convolution()
+    _, tuned, programs = compiled_for_gpu(compiled, proto, records=str(log))
+    assert tuned["tuning"]["share_of_flops"]["tuned"] == 1
+    (program,) = programs.values()
+    assert program.launches[0].block[2] == 2
+    _, other, _ = compiled_for_gpu(compiled, proto, "sm_86", records=str(log))
+    assert other["tuning"]["share_of_flops"]["tuned"] == 0
