@@ -18,12 +18,12 @@ from mlc.emulate.ptx_text import entries
 from mlc.errors import RunError
 from mlc.gpu.device import INT32, INT64, TEMPORARY, TENSOR, Program, read
 from mlc.model import TensorSpec
+from mlc.runtime.closing import Closing
 from mlc.runtime.session import check_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-    from types import TracebackType
 
 Array = np.ndarray[Any, Any]
 
@@ -48,7 +48,7 @@ def run_program(program: Program, tensors: Sequence[Array]) -> None:
         launch(kernels[step.function], step.grid, step.block, arguments, memory)
 
 
-class SimulatedSession:
+class SimulatedSession(Closing):
     """A model that can be run, very slowly; as much of `mlc.runtime.Session` as `verify` uses."""
 
     def __init__(self, path: Path):
@@ -118,14 +118,3 @@ class SimulatedSession:
 
     def close(self) -> None:
         """Nothing to release."""
-
-    def __enter__(self) -> SimulatedSession:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -16,18 +16,18 @@ from mlc.emulate.runner import Runner
 from mlc.errors import RunError, UsageError
 from mlc.events import Notice
 from mlc.model import TensorSpec
+from mlc.runtime.closing import Closing
 from mlc.runtime.session import check_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
     from mlc.events import OnEvent
 
 Array = np.ndarray[Any, Any]
 
 
-class EmulatedSession:
+class EmulatedSession(Closing):
     """A model that can be run, slowly; as much of `mlc.runtime.Session` as `verify` uses."""
 
     def __init__(self, path: Path, on_event: OnEvent):
@@ -88,17 +88,6 @@ class EmulatedSession:
     def close(self) -> None:
         """Delete what was written for the emulator."""
         self._runner.close()
-
-    def __enter__(self) -> EmulatedSession:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _spec(entry: Mapping[str, Any]) -> TensorSpec:

@@ -13,20 +13,20 @@ from mlc.codegen.graph import nbytes
 from mlc.errors import ArtifactError, RunError
 from mlc.gpu.device import INT32, INT64, TENSOR, Program, read
 from mlc.model import TensorSpec
+from mlc.runtime.closing import Closing
 from mlc.runtime.driver_api import Driver
 from mlc.runtime.session import check_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
-    from types import TracebackType
 
     from mlc.gpu.device import Launch
 
 Array = np.ndarray[Any, Any]
 
 
-class CudaSession:
+class CudaSession(Closing):
     """A model on a GPU; as much of `mlc.runtime.Session` as `run` and `verify` use.
 
     Memory for all buffers is taken once; a run copies inputs in, starts the kernels in the order of
@@ -83,17 +83,6 @@ class CudaSession:
             self._driver.unload(module)
         self._buffers, self._temporaries, self._modules = {}, [], []
         self._driver.close()
-
-    def __enter__(self) -> CudaSession:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _allocate(self) -> dict[int, int]:
         """Return the address of each buffer by its number: rows of the graph share them."""

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,15 +16,13 @@ from mlc.artifact import GRAPH, LIBRARY, Artifact, load
 from mlc.cpu import physical_cores
 from mlc.errors import ArtifactError, RunError, did_you_mean
 from mlc.model import TensorSpec
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from mlc.runtime.closing import Closing
 
 Array = np.ndarray[Any, Any]
 _BIG_CORES = 1  # TVM's affinity mode "the fastest cores"
 
 
-class Session:
+class Session(Closing):
     """A model that can be run; made by `open`.
 
     A session owns its buffers and is not thread-safe: one session per thread.
@@ -86,17 +84,6 @@ class Session:
     def _require_open(self) -> None:
         if self._artifact is None:
             raise RunError("the session is closed", f"open {self.path} again")
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _ordered(self, inputs: Mapping[str, Array] | Sequence[Array]) -> list[Array]:
         if not isinstance(inputs, Mapping):

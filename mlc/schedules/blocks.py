@@ -66,3 +66,21 @@ def _except_on_arm(theirs: Any) -> Any:
         (theirs if on_arm else write_default)(cfg, layer)
 
     return fallback
+
+
+def output_axes(s: Any, conv: Any, out: Any, size: int) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """Return the stage that stores a convolution's outputs, and its axes n, block, h, w, channel.
+
+    It is `out`, what Relay fused behind the convolution, with the convolution inlined; unless `out` has
+    other axes and cannot be done tile by tile. Channels that lie in no blocks are split into some of `size`.
+    """
+    if len(out.shape) != len(conv.shape):
+        out = conv
+    if out.op != conv.op:
+        s[conv].compute_inline()
+    if len(conv.shape) == 5:
+        n, b, h, w, lane = s[out].op.axis
+    else:
+        n, c, h, w = s[out].op.axis
+        b, lane = s[out].split(c, factor=size)
+    return out, n, b, h, w, lane

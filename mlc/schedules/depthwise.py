@@ -25,7 +25,7 @@ from tvm.autotvm.task.space import OtherOptionEntity
 from tvm.topi.utils import get_const_tuple
 
 from mlc.schedules import gemm
-from mlc.schedules.blocks import block
+from mlc.schedules.blocks import block, output_axes
 from mlc.schedules.tails import MARK
 
 TEMPLATE = "depthwise_conv2d_mlc.x86"
@@ -216,17 +216,8 @@ def schedule_depthwise(cfg: Any, outs: Any) -> Any:
 
 
 def _schedule(s: Any, cfg: Any, conv: Any, out: Any) -> None:
-    if len(out.shape) != len(conv.shape):
-        out = conv  # what follows has other axes: it cannot be done tile by tile
-    if out.op != conv.op:
-        s[conv].compute_inline()
     (acc,) = conv.op.input_tensors
-    size = int(acc.shape[-1])
-    if len(conv.shape) == 5:
-        n, b, h, w, lane = s[out].op.axis
-    else:
-        n, c, h, w = s[out].op.axis
-        b, lane = s[out].split(c, factor=size)
+    out, n, b, h, w, lane = output_axes(s, conv, out, int(acc.shape[-1]))
     chunk, row = s[out].split(h, factor=int(cfg["rows"].val) or int(acc.shape[2]))
     tile, column = s[out].split(w, factor=int(cfg["columns"].val))
     s[out].reorder(n, b, chunk, row, tile, column, lane)

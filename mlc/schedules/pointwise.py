@@ -23,7 +23,7 @@ from tvm.autotvm.task.space import OtherOptionEntity
 from tvm.topi.utils import get_const_tuple
 
 from mlc.schedules import gemm
-from mlc.schedules.blocks import block
+from mlc.schedules.blocks import block, output_axes
 from mlc.schedules.tails import MARK
 
 TEMPLATE = "conv2d_1x1_mlc.x86"
@@ -201,18 +201,10 @@ def schedule_pointwise(cfg: Any, outs: Any) -> Any:
 
 
 def _schedule(s: Any, cfg: Any, conv: Any, out: Any) -> None:
-    if len(out.shape) != len(conv.shape):
-        out = conv  # what follows has other axes: it cannot be done tile by tile
-    if out.op != conv.op:
-        s[conv].compute_inline()
     (sums,) = conv.op.input_tensors
     (acc,) = sums.op.input_tensors
     positions, blocks = cfg["tile"].val
-    if len(conv.shape) == 5:
-        n, b, h, w, lane = s[out].op.axis
-    else:
-        n, k, h, w = s[out].op.axis
-        b, lane = s[out].split(k, factor=int(sums.shape[-1]))
+    out, n, b, h, w, lane = output_axes(s, conv, out, int(sums.shape[-1]))
     chunk, row = s[out].split(h, factor=int(cfg["rows"].val))
     group, b = s[out].split(b, factor=blocks)
     s[out].reorder(n, group, chunk, b, row, w, lane)
