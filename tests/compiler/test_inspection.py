@@ -157,7 +157,8 @@ def test_loops_are_vectorised_at_level_3_only(
 def test_marked_loops_are_gone_after_lowering(level3: dict[str, Any]) -> None:
     scheduled, lowered = level3["loops"]["scheduled"], level3["loops"]["lowered"]
     assert row(level3, "tile")["loops"] == scheduled["blocked"] > 0
-    assert row(level3, "parallelize")["loops"] == scheduled["parallel"] == lowered["parallel"] > 0
+    assert row(level3, "parallelize")["loops"] == scheduled["parallel"]
+    assert scheduled["parallel"] > lowered["parallel"] > 0  # short ones run on one thread
     assert row(level3, "unroll")["loops"] == scheduled["unrolled"] > 0
     assert lowered["vectorized"] == lowered["unrolled"] == 0
 
