@@ -252,7 +252,7 @@ def _verified(path: Path, options: CompileOptions) -> tuple[dict[str, Any], Cove
             found.append(applied.by_flops(tuning))
 
     asked = VerifyOptions(artifact=str(path), model=options.model, seed=options.seed)
-    result = verify(asked, then=look)
+    result = verify(asked, then=look, same_model=True)
     require(result, "the compiled model")
     return result.to_json(), found[0]
 

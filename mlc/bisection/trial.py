@@ -56,7 +56,7 @@ def run(options: CompileOptions, inputs: Path | None, on_event: OnEvent) -> dict
         seed=options.seed,
         inputs=(str(inputs),) if inputs else (),
     )
-    result = verify(asked)
+    result = verify(asked, same_model=True)
     text = "\n".join(str(check) for check in result.outputs if not check.passed)
     return {**result.to_json(), "text": text}
 

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from mlc import tvm_env
 from mlc.cache import Cache, key_of, source_digest
 from mlc.codegen import flops
-from mlc.codegen.lets import inline_vector_lets
 from mlc.errors import BuildError
 from mlc.events import OnEvent, Progress
 from mlc.gpu import ptxas
@@ -142,7 +141,7 @@ def lower(job: Job, settings: Settings, instruments: Sequence[Any] = ()) -> Any:
     if len(functions) != 1:
         raise BuildError(f"kernel {job.symbol} was lowered to {len(functions)} functions")
     function = functions[0].with_attr("global_symbol", job.symbol)
-    return inline_vector_lets()(IRModule({ir.GlobalVar(job.symbol): function}))
+    return IRModule({ir.GlobalVar(job.symbol): function})
 
 
 def build(job: Job, tir: Any, settings: Settings) -> Any:
@@ -169,7 +168,9 @@ def pass_context(level: int, instruments: Sequence[Any] = ()) -> Any:
 
     # After TVM's phase 1, after its last.
     passes = [[1, version_loops()], [1, serialize_short_loops()], [3, keep_on_stack()]]
-    config: dict[str, Any] = {"tir.add_lower_pass": passes}
+    # TVM's common subexpressions cost more than all other passes, LLVM finds the same ones, and it
+    # refuses the vectors that TVM binds to names.
+    config: dict[str, Any] = {"tir.add_lower_pass": passes, "tir.disable_cse_tir": True}
     if level == 0:
         config["tir.disable_vectorize"] = True
     return PassContext(opt_level=3, config=config, instruments=list(instruments))

@@ -34,7 +34,7 @@ from mlc.runtime import profile as profiling
 from mlc.runtime.session import Session, threads_in_use
 from mlc.runtime.session import open as open_session
 from mlc.runtime.timing import CROWDED, Comparison, Side, Timing, compare, interleave
-from mlc.runtime.verify import Reference, _warn_if_other_model
+from mlc.runtime.verify import Reference, warn_if_other_model
 from mlc.tune.peak import peak_gflops
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def bench(options: BenchOptions, on_event: OnEvent = ignore) -> BenchResult:
         peer = None
         if options.against is not None:
             model = Path(str(options.model))
-            _warn_if_other_model(session.manifest, model, on_event)
+            warn_if_other_model(session.manifest, model, on_event)
             peer = PEERS[options.against](model, session, arrays, threads)
         _measure(ours, peer, options, on_event)
         kernels = None

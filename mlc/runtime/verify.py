@@ -211,10 +211,13 @@ def verify(
     options: VerifyOptions,
     on_event: OnEvent = ignore,
     then: Callable[[Any], None] | None = None,
+    *,
+    same_model: bool = False,
 ) -> Verification:
     """Compare an artifact with the model that it was compiled from.
 
-    `then` gets the session while it is open, its inputs filled, the reference gone.
+    With `same_model` the caller knows that it is that model; else its hash tells, and another one is
+    warned of. `then` gets the session while it is open, its inputs filled, the reference gone.
 
     Raises:
         ArtifactError: the artifact cannot be opened.
@@ -226,7 +229,8 @@ def verify(
     from mlc.runtime import inputs as sources
 
     with _opened(options, on_event) as session:
-        _warn_if_other_model(session.manifest, Path(options.model), on_event)
+        if not same_model:
+            warn_if_other_model(session.manifest, Path(options.model), on_event)
         reference = Reference(Path(options.model))
         _require_same_names(session, reference, options)
         bounds = session.manifest.get("index_bounds", {})
@@ -308,7 +312,8 @@ def _worst(checks: Sequence[OutputCheck]) -> OutputCheck:
     return max(checks, key=lambda check: (not check.passed, check.max_abs))
 
 
-def _warn_if_other_model(manifest: Mapping[str, Any], model: Path, on_event: OnEvent) -> None:
+def warn_if_other_model(manifest: Mapping[str, Any], model: Path, on_event: OnEvent) -> None:
+    """Say so where an artifact was compiled from another file than `model`."""
     from mlc.frontend import onnx_file
 
     if onnx_file.read(model).sha256 != manifest["model"]["sha256"]:

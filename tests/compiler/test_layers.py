@@ -121,3 +121,17 @@ def test_double_becomes_half(compiled: Any) -> None:
     with np.errstate(over="ignore"):
         wanted = x.astype(np.float16)
     np.testing.assert_array_equal(compiled(proto).run({"x": x})[0]["y"], wanted)
+
+
+def test_a_group_normalisation_between_convolutions(check: Any) -> None:
+    """Its reshapes between blocked layouts index by vectors that are used twice: without
+    `tir.disable_cse_tir` TVM binds these, and LLVM refuses the module."""
+    weights = {"w1": f(16, 3, 3, 3, scale=0.2), "w2": f(10, 16, 1, 1, seed=1), "s": f(16, seed=2),
+               "b": f(16, seed=3)}  # fmt: skip
+    nodes = [
+        node("Conv", ["x", "w1"], ["c"], pads=[1, 1, 1, 1]),
+        node("GroupNormalization", ["c", "s", "b"], ["n"], num_groups=4),
+        node("Relu", ["n"], ["r"]),
+        node("Conv", ["r", "w2"], ["y"]),
+    ]
+    check(models.model(nodes, {"x": [1, 3, 17, 24]}, ["y"], weights, opset=21))
