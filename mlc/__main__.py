@@ -1,6 +1,20 @@
-"""`python -m mlc`, the same as the `mlc` command."""
+"""The `mlc` command, also `python -m mlc`.
 
-from mlc.cli.main import run
+Until the command line is loaded, Ctrl-C ends the process as it ends a program in C: Python's own way
+is a traceback from the middle of an import.
+"""
+
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def main() -> None:
+    """Run the command line, and exit."""
+    from mlc.cli.main import run
+
+    run()
+
 
 if __name__ == "__main__":
-    run()
+    main()

@@ -136,6 +136,11 @@ def printable(text: str, limit: int = 20_000) -> str:
     return "".join(out) + ("..." if len(text) > limit else "")
 
 
+def one_line(name: str) -> str:
+    """Return a model's name for a value, as `printable` does, and without line breaks."""
+    return printable(name).replace("\n", "\\n")
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return a hint for a wrong `name`: the nearest choice, then all of them."""
     known = sorted(choices)

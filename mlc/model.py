@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlc.errors import one_line
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
@@ -15,7 +17,7 @@ class TensorSpec:
     dtype: str
 
     def __str__(self) -> str:
-        return f"{self.name} {self.dtype}[{', '.join(map(str, self.shape))}]"
+        return f"{one_line(self.name)} {self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,7 @@ def mlc(context: click.Context, verbose: int) -> None:
 def run(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: the one place that turns errors into text and exit codes."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         mlc.main(arguments, prog_name="mlc", standalone_mode=False)

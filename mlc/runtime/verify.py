@@ -10,7 +10,7 @@ import numpy as np
 
 from mlc import ort_env
 from mlc.artifact import is_for_gpu, read_manifest
-from mlc.errors import MismatchError, ModelError, RunError
+from mlc.errors import MismatchError, ModelError, RunError, one_line
 from mlc.events import Notice, OnEvent, ignore
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class OutputCheck:
     def __str__(self) -> str:
         verdict = "ok" if self.passed else "MISMATCH"
         return (
-            f"{self.name} ({self.dtype}): {verdict}, max abs {self.max_abs:.2e}, "
+            f"{one_line(self.name)} ({self.dtype}): {verdict}, max abs {self.max_abs:.2e}, "
             f"max rel {self.max_rel:.2e}, cosine {self.cosine:.8f}, "
             f"NaN {self.nan}/{self.nan_reference}, Inf {self.inf}/{self.inf_reference}"
         )

@@ -93,3 +93,19 @@ def test_home_and_temporary_folder_stay_empty(conv, environment, tmp_path):
         command = [sys.executable, "-m", "mlc", *map(str, verb)]
         subprocess.run(command, cwd=folders["here"], env=env, check=True, timeout=60)
     assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([*folders, "a.mlc"])
+
+
+def test_an_interrupt_while_the_command_loads_leaves_no_traceback(environment, tmp_path):
+    script = """
+        import signal, sys
+        import mlc.__main__
+        early = signal.getsignal(signal.SIGINT)
+        sys.argv = ["mlc", "--version"]
+        try:
+            mlc.__main__.main()
+        except SystemExit:
+            late = signal.getsignal(signal.SIGINT)
+        assert (early, late) == (signal.SIG_DFL, signal.default_int_handler), (early, late)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    subprocess.run(command, cwd=tmp_path, env=environment, timeout=60, check=True)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlc import errors
-from mlc.errors import MlcError, did_you_mean, error_class, printable
+from mlc.errors import MlcError, did_you_mean, error_class, one_line, printable
+from mlc.model import TensorSpec
 
 TREE = re.compile(r"^    ([| `-]*)(\w+) +(\d+)  \S", re.MULTILINE)
 
@@ -117,3 +118,10 @@ def test_a_far_name_gets_the_choices_only() -> None:
     assert did_you_mean("qqqq", ["b", "a"]) == "choices: a, b"
     assert did_you_mean("x", []) == "choices: (none)"
     assert did_you_mean("x", iter({"y": 1})) == "choices: y"
+
+
+def test_a_name_fakes_no_further_line() -> None:
+    """A hostile model could write a line that looks like the program's own."""
+    name = "y\nverified: yes\x1b[2K"
+    assert one_line(name) == r"y\nverified: yes\x1b[2K"
+    assert "\n" not in str(TensorSpec(name=name, shape=(1,), dtype="float32"))
