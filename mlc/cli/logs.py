@@ -239,11 +239,12 @@ def explain_command(
     TASK is an id as `mlc logs best` and `mlc tune --list` show it, or a workload as JSON.
     """
     from mlc.errors import printable
+    from mlc.tune import explain
 
     store = _store(folder)
     device = device or _device_id(target, threads)
     tasks = explain_model(Path(what), target) if what.endswith(".onnx") else [what]
-    answers = [_explain(store, task, device) for task in tasks]
+    answers = [explain.answer(store, task, device) for task in tasks]
     if json_mode:
         click.echo(json.dumps({"device": device, "tasks": answers}))
         return
@@ -266,41 +267,6 @@ def explain_model(path: Path, target: str) -> list[str]:
     from mlc.tune.tasks import extract_workloads
 
     return extract_workloads(TuneOptions(model=str(path), target=target))
-
-
-def _explain(store: Store, task: str, device: str) -> dict[str, Any]:
-    from mlc.tune import applied, explain
-    from mlc.tune.record import workload_id, workload_key
-    from mlc.tune.store import Store
-
-    shipped = Store(applied.shipped())
-    hashes = template_hashes(explain.templates(store, task) | explain.templates(shipped, task))
-    level = explain.applies(store, task, device, hashes)
-    why = explain.explain(store, task, device, hashes)
-    if level != "exact" and (found := explain.applies(shipped, task, device, hashes)):
-        if level is None:
-            level = found
-        first = explain.explain(shipped, task, device, hashes)[0]
-        why.append(f"among the records that come with mlc: {first}")
-    return {
-        "task": workload_id(workload_key(json.loads(task))) if task.startswith("[") else task,
-        "level": level,
-        "why": why,
-    }
-
-
-def template_hashes(templates: Iterable[str]) -> Mapping[str, str]:
-    """Return the current hash of each template that the installed TVM has."""
-    import contextlib
-
-    from mlc.errors import MlcError
-    from mlc.tune.tasks import template_hash
-
-    found = {}
-    for template in templates:
-        with contextlib.suppress(MlcError):  # without TVM, hashes are not compared: explain says so
-            found[template] = template_hash(template)
-    return found
 
 
 def _device_id(target: str, threads: int | None) -> str:

@@ -9,18 +9,54 @@ import math
 import re
 from collections import Counter
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mlc.errors import UsageError
+from mlc.errors import MlcError, UsageError
 from mlc.tune.lines import Damage, workload_digest
-from mlc.tune.record import FALLBACK, REASONS, TVM_VERSION, workload_key
+from mlc.tune.record import FALLBACK, REASONS, TVM_VERSION, workload_id, workload_key
 from mlc.tune.store import Level, Store, level_of, usable_group
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from mlc.tune.index import Group, Index
+
+
+def answer(store: Store, task: str, device: str) -> dict[str, Any]:
+    """Return what `mlc logs explain` says of a task: its id, how it hits, and why.
+
+    The records that come with mlc count where the store's own do not hit exactly.
+
+    Raises:
+        UsageError: `task` is neither a task's id nor a workload as JSON.
+    """
+    from mlc.tune import applied
+
+    shipped = Store(applied.shipped())
+    hashes = template_hashes(templates(store, task) | templates(shipped, task))
+    level = applies(store, task, device, hashes)
+    why = explain(store, task, device, hashes)
+    if level != "exact" and (found := applies(shipped, task, device, hashes)):
+        level = level or found
+        why.append(
+            f"among the records that come with mlc: {explain(shipped, task, device, hashes)[0]}"
+        )
+    name = workload_id(workload_key(json.loads(task))) if task.startswith("[") else task
+    return {"task": name, "level": level, "why": why}
+
+
+def template_hashes(names: Iterable[str]) -> Mapping[str, str]:
+    """Return the current hash of each template that the installed TVM has."""
+    from mlc.tune.tasks import template_hash
+
+    found = {}
+    for name in names:
+        with contextlib.suppress(
+            MlcError
+        ):  # without TVM, hashes are not compared: `explain` says so
+            found[name] = template_hash(name)
+    return found
 
 
 def task_digest(task: str) -> str:

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from mlc.cli import logs as cli
 from mlc.errors import MlcError, UsageError
-from mlc.tune import applied
+from mlc.tune import applied, explain
 from mlc.tune.record import FALLBACK, Record, encode, workload_id, workload_key
 from mlc.tune.store import Store
 
@@ -48,7 +48,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, and template hashes that need no TVM."""
     monkeypatch.chdir(tmp_path)
     hashes = {TEMPLATE: "8ca9d8be4fd8"}
-    monkeypatch.setattr(cli, "template_hashes", lambda names: {n: hashes[n] for n in names})
+    monkeypatch.setattr(explain, "template_hashes", lambda names: {n: hashes[n] for n in names})
     return tmp_path
 
 
