@@ -11,7 +11,7 @@ import click
 from mlc.options import TuneOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from mlc.tune.lines import Damage
     from mlc.tune.logs import Best

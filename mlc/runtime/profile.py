@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc import tvm_env
-from mlc.artifact import GRAPH, LIBRARY, Artifact
-from mlc.errors import ArtifactError, RunError
-from mlc.runtime.session import Session, _load_library, _view
+from mlc.artifact import GRAPH
+from mlc.errors import RunError
+from mlc.runtime.session import Session, executor, numpy_view
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from mlc.runtime.tvm_runtime import Module
 
 MIN_RUNS = 5
 _IDLE_CALLS = 200
@@ -59,8 +60,8 @@ def profile(session: Session, seconds: float, runs: int = MIN_RUNS) -> list[Kern
     artifact = session._artifact
     if artifact is None:
         raise RunError("the session is closed")
-    executor = _debug_executor(tvm_env.runtime(), artifact)
-    _copy_inputs(session, executor)
+    debugger = executor(artifact, "tvm.graph_executor_debug.create")
+    _copy_inputs(session, debugger)
     nodes = json.loads(bytes(artifact.members[GRAPH]))["nodes"]
     called = [
         (position, node["attrs"]["func_name"])
@@ -68,7 +69,7 @@ def profile(session: Session, seconds: float, runs: int = MIN_RUNS) -> list[Kern
         if node["op"] == "tvm_op" and node["attrs"]["func_name"] != "__nop"
     ]
     positions = [position for position, _ in called]
-    samples = _measure(executor["execute_node"], positions, seconds, runs)
+    samples = _measure(debugger["execute_node"], positions, seconds, runs)
     return summarize([symbol for _, symbol in called], samples, session.manifest["kernels"])
 
 
@@ -146,31 +147,6 @@ def _idle(execute: Any, last: int) -> float:
     return float(np.median(samples))
 
 
-def _copy_inputs(session: Session, executor: Any) -> None:
+def _copy_inputs(session: Session, debugger: Module) -> None:
     for k, (spec, view) in enumerate(zip(session.inputs, session.input_views, strict=True)):
-        np.copyto(_view(executor["get_input"](f"input{k}"), spec), view)
-
-
-def _debug_executor(tvm: Any, artifact: Artifact) -> Any:
-    """Return the executor that runs node by node: `session._executor` with another constructor."""
-    weights = {
-        storage: tvm.nd.from_dlpack(array.__dlpack__())
-        for storage, array in artifact.weights()
-        if array.size
-    }
-
-    def lookup(_module: Any, storage: int, _template: Any, _device: Any) -> Any:
-        return weights.get(storage)
-
-    library = _load_library(tvm, artifact.members[LIBRARY], artifact.path)
-    graph = bytes(artifact.members[GRAPH]).decode()
-    device = tvm.cpu(0)
-    create = tvm.get_global_func("tvm.graph_executor_debug.create")
-    try:
-        return create(
-            graph, library, tvm.runtime.convert(lookup), device.device_type, device.device_id
-        )
-    except Exception as error:
-        raise ArtifactError(
-            f"{artifact.path} cannot be profiled: {tvm_env.reason(error)}", "compile it again"
-        ) from error
+        np.copyto(numpy_view(debugger["get_input"](f"input{k}"), spec), view)

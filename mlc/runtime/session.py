@@ -17,8 +17,10 @@ from mlc.cpu import physical_cores
 from mlc.errors import ArtifactError, RunError, did_you_mean
 from mlc.model import TensorSpec
 from mlc.runtime.closing import Closing
+from mlc.runtime.tvm_runtime import Function, Module, Runtime, Tensor, TvmError, runtime
 
 Array = np.ndarray[Any, Any]
+_CPU = 1  # DLPack's kDLCPU
 _BIG_CORES = 1  # TVM's affinity mode "the fastest cores"
 
 
@@ -35,17 +37,20 @@ class Session(Closing):
         self.inputs = tuple(_spec(entry) for entry in signature["inputs"])
         self.outputs = tuple(_spec(entry) for entry in signature["outputs"])
         self._artifact: Artifact | None = artifact
-        tvm = tvm_env.runtime()
         set_threads(threads)
-        self._executor = _executor(tvm, artifact)
-        self._run = self._executor["run"]
+        self._executor: Module | None = executor(artifact, "tvm.graph_executor.create")
+        self._run: Function | None = self._executor["run"]
         get_input, get_output = self._executor["get_input"], self._executor["get_output"]
         self._tensors = [get_input(f"input{k}") for k in range(len(self.inputs))]
         self._results = [get_output(k) for k in range(len(self.outputs))]
         #: views of the executor's own input buffers: fill them and call `run_in_place`
-        self.input_views = [_view(t, s) for t, s in zip(self._tensors, self.inputs, strict=True)]
+        self.input_views = [
+            numpy_view(t, s) for t, s in zip(self._tensors, self.inputs, strict=True)
+        ]
         #: views of its output buffers, overwritten by the next run
-        self.output_views = [_view(t, s) for t, s in zip(self._results, self.outputs, strict=True)]
+        self.output_views = [
+            numpy_view(t, s) for t, s in zip(self._results, self.outputs, strict=True)
+        ]
 
     def run(self, inputs: Mapping[str, Array] | Sequence[Array]) -> dict[str, Array]:
         """Run the model once.
@@ -72,8 +77,10 @@ class Session(Closing):
 
     def run_in_place(self) -> None:
         """Run on what `input_views` hold; results appear in `output_views`. Copies nothing."""
-        self._require_open()
-        self._run()
+        if self._run is None:
+            self._require_open()
+        else:
+            self._run()
 
     def close(self) -> None:
         """Release the buffers; the views must not be used afterwards."""
@@ -155,44 +162,41 @@ def set_threads(count: int | None) -> None:
     chosen = count or int(os.environ.get("TVM_NUM_THREADS") or 0) or physical_cores()
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     os.environ["TVM_NUM_THREADS"] = str(chosen)
-    tvm_env.runtime().get_global_func("runtime.config_threadpool")(_BIG_CORES, chosen)
+    runtime().function("runtime.config_threadpool")(_BIG_CORES, chosen)
 
 
 def threads_in_use() -> int:
     """Return how many threads TVM's pool has."""
-    return int(tvm_env.runtime().get_global_func("runtime.NumThreads")())
+    return int(runtime().function("runtime.NumThreads")())
 
 
 def _spec(entry: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(name=entry["name"], shape=tuple(entry["shape"]), dtype=entry["dtype"])
 
 
-def _executor(tvm: Any, artifact: Artifact) -> Any:
-    """Return a graph executor whose weights are views of the mapped artifact."""
-    weights = {
-        storage: tvm.nd.from_dlpack(array.__dlpack__())
-        for storage, array in artifact.weights()
-        if array.size
-    }
+def executor(artifact: Artifact, create: str) -> Module:
+    """Return a graph executor whose weights are views of the mapped artifact.
+
+    `create` names the function that makes it: the debugger's takes the same arguments.
+
+    Raises:
+        ArtifactError: its code or its graph cannot be loaded.
+    """
+    tvm = runtime()
+    weights = {key: tvm.tensor(array) for key, array in artifact.weights() if array.size}
     library = _load_library(tvm, artifact.members[LIBRARY], artifact.path)
-
-    def lookup(_module: Any, storage: int, _template: Any, _device: Any) -> Any:
-        return weights.get(storage)
-
-    create = tvm.get_global_func("tvm.graph_executor.create")
-    device = tvm.cpu(0)
     graph = bytes(artifact.members[GRAPH]).decode()
     try:
-        return create(
-            graph, library, tvm.runtime.convert(lookup), device.device_type, device.device_id
-        )
-    except Exception as error:
+        made = tvm.function(create)(graph, library, tvm.callback(weights.get), _CPU, 0)
+    except TvmError as error:
         raise ArtifactError(
             f"{artifact.path} cannot be set up: {tvm_env.reason(error)}", "compile it again"
         ) from error
+    assert isinstance(made, Module)
+    return made
 
 
-def _load_library(tvm: Any, code: memoryview, path: Path) -> Any:
+def _load_library(tvm: Runtime, code: memoryview, path: Path) -> Module:
     """Load exactly the bytes whose hash was checked, through a private file that goes again.
 
     Each load needs a name of its own: the dynamic linker takes a known name for a known library.
@@ -201,22 +205,21 @@ def _load_library(tvm: Any, code: memoryview, path: Path) -> Any:
         file = Path(folder) / "library.so"
         file.write_bytes(code)
         try:
-            return tvm.get_global_func("runtime.ModuleLoadFromFile")(str(file), "so")
-        except Exception as error:
+            return tvm.load(file)
+        except TvmError as error:
             raise ArtifactError(
                 f"the code in {path} cannot be loaded: {tvm_env.reason(error)}",
                 "compile it again; if the temporary folder forbids code, set TMPDIR",
             ) from error
 
 
-def _view(tensor: Any, spec: TensorSpec) -> Array:
+def numpy_view(tensor: Tensor, spec: TensorSpec) -> Array:
     """Return a numpy view of a TVM tensor's memory."""
-    handle = tensor.handle.contents
     if spec.dtype == "bfloat16":
         import ml_dtypes  # noqa: F401 - gives numpy the name; onnx brings it
 
     dtype = np.dtype(spec.dtype)
     size = int(np.prod(spec.shape, dtype=np.int64)) * dtype.itemsize
-    memory = (ctypes.c_uint8 * max(size, 1)).from_address(handle.data + handle.byte_offset)
+    memory = (ctypes.c_uint8 * max(size, 1)).from_address(tensor.address)
     flat = np.ctypeslib.as_array(memory)[:size]
     return flat.view(dtype).reshape(spec.shape)

@@ -117,16 +117,17 @@ def test_profile_leaves_the_session_as_it_is(tiny):
 
 def test_profile_runs_what_the_session_runs(tiny):
     # The kernels' own results: the debug executor must see the session's inputs and weights.
-    from mlc import tvm_env
     from mlc.runtime import profile as profiling
+    from mlc.runtime.session import executor, numpy_view
 
     with open_session(tiny[0]) as session:
         x = np.random.default_rng(1).standard_normal(session.inputs[0].shape, np.float32)
         expected = session.run({"x": x, "row": np.array([ROWS - 1])})["y"]
-        executor = profiling._debug_executor(tvm_env.runtime(), session._artifact)
-        profiling._copy_inputs(session, executor)
-        executor["run"]()
-        np.testing.assert_array_equal(executor["get_output"](0).numpy(), expected)
+        debugger = executor(session._artifact, "tvm.graph_executor_debug.create")
+        profiling._copy_inputs(session, debugger)
+        debugger["run"]()
+        result = numpy_view(debugger["get_output"](0), session.outputs[0])
+        np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize("asked", [{}, {"against": "onnxruntime"}])
