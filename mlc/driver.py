@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlc import artifact, target, tvm_env
+from mlc import output as place
 from mlc.cache import Cache, key_of, open_cache, source_digest
 from mlc.cpu import host_cpu
 from mlc.emulate import can_emulate
@@ -94,15 +95,7 @@ def check_options(options: CompileOptions, output: Path) -> None:
         raise UsageError("--jobs needs at least 1")
     if options.kernel is not None and options.dump_ir is None:
         raise UsageError("--kernel chooses what --dump-ir writes", "add `--dump-ir DIR`")
-    folder = output.resolve().parent
-    if output.exists() and not output.is_file():
-        raise UsageError(f"cannot write {output}: it is no plain file", "give a file with `-o`")
-    if not folder.is_dir():
-        raise UsageError(f"cannot write {output}: no such folder", "give a file with `-o`")
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"cannot write {output}: permission denied", "choose a place with `-o`")
-    if output.resolve() == Path(options.model).resolve():
-        raise UsageError("the artifact would overwrite the model", "choose a name with `-o`")
+    place.check(output, Path(options.model))
 
 
 def build_only(options: CompileOptions, on_event: OnEvent) -> Built:

@@ -78,6 +78,9 @@ class BenchOptions:
 class VerifyOptions:
     """What `mlc verify` is asked to do; `rounds` is how many seeded inputs are compared.
 
+    `target` names the variant of an artifact for several (None: what fits this machine, or the only
+    one that can be emulated).
+
     `emulate` runs the artifact in an emulator; for Arm the first time that fetches a library.
     `device` is where it runs otherwise: "cpu", or "cuda" for a GPU.
     """
@@ -87,6 +90,7 @@ class VerifyOptions:
     seed: int = 0
     rounds: int = 1
     inputs: tuple[str, ...] = ()
+    target: str | None = None
     emulate: bool = False
     device: str = "cpu"
 
@@ -163,6 +167,7 @@ MAX_TENSOR_BYTES = 16 << 30
 MAX_TENSOR_RANK = 16
 MAX_MODEL_NODES = 200_000
 MAX_INPUT_FILE_BYTES = 8 << 30
+MAX_VARIANTS = 64  # of one artifact, for several targets
 
 
 @dataclass(frozen=True, kw_only=True)
