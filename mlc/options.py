@@ -154,6 +154,23 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What `mlc build` is asked to do with the folder's mlc.toml.
+
+    `output` replaces the file's; `jobs` bounds the compiles at work at a time (None: the file's,
+    else cores), as free memory does; `fail_fast` starts no other after a failed one; with
+    `dry_run` the plan is made and nothing is built.
+    """
+
+    folder: str = "."
+    output: str | None = None
+    jobs: int | None = None
+    fail_fast: bool = False
+    dry_run: bool = False
+    cache: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheOptions:
     """Where compiled kernels are kept and how large that folder may grow (bytes)."""
 
