@@ -19,7 +19,6 @@ from typing import IO, TYPE_CHECKING, Any
 from mlc import artifact
 from mlc.artifact import ALIGNMENT, MANIFEST, WEIGHTS, Artifact, Mapped, is_for_gpu, misfit
 from mlc.cpu import HostCpu, host_cpu
-from mlc.emulate import can_emulate
 from mlc.errors import ArtifactError, UsageError
 from mlc.gpu.device import architecture
 from mlc.new_file import new_file
@@ -102,22 +101,6 @@ def read_manifest(path: Path, target: str | None = None) -> dict[str, Any]:
 def here(manifests: Sequence[Mapping[str, Any]]) -> int | None:
     """Return which of some manifests this machine's CPU would run: the one with most features."""
     return _most_features(manifests, host_cpu())
-
-
-def emulated(path: Path) -> str:
-    """Return the target (in TVM's words) of the variant that an emulator here can run.
-
-    Raises:
-        UsageError: none or several can be; they are listed.
-    """
-    targets = [manifest["target"] for manifest in read_manifests(path)]
-    able = [target for target in targets if can_emulate(target["triple"])]
-    if len(able) == 1 or len(targets) == 1:
-        return str((able or targets)[0].get("tvm", targets[0]["name"]))
-    raise UsageError(
-        f"which variant of {path} shall be emulated? it holds {_names(targets)}",
-        "name one with `--target`; 64-bit Arm Linux and NVIDIA GPUs can be emulated",
-    )
 
 
 def require_gpu(path: Path) -> None:
@@ -287,7 +270,7 @@ def _named(path: Path, manifests: Sequence[Mapping[str, Any]], text: str) -> int
         if target.get("tvm") == wanted:
             return number
     raise ArtifactError(
-        f"{path} holds nothing for {text}, but for {_names(targets)}",
+        f"{path} holds nothing for {text}, but for {names(targets)}",
         f"compile it for that too: add `--target {text}`",
     )
 
@@ -328,10 +311,11 @@ def _newest(
     if fitting:
         return max(fitting, key=lambda k: fitting[k])
     raise ArtifactError(
-        f"{path} holds nothing that this GPU can run, but {_names(targets)}",
+        f"{path} holds nothing that this GPU can run, but {names(targets)}",
         "compile it for this one too: `--target cuda:sm_80`, or as `mlc targets` says",
     )
 
 
-def _names(targets: Iterable[Mapping[str, Any]]) -> str:
+def names(targets: Iterable[Mapping[str, Any]]) -> str:
+    """Return the names of manifests' targets as text."""
     return ", ".join(str(target["name"]) for target in targets)

@@ -30,12 +30,13 @@ _MAX_BYTES = 64 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """An error as data: its class in `mlc.errors`, its words and exit code."""
+    """An error as data: its class in `mlc.errors`, its words, exit code and detail (for `-vv`)."""
 
     error: str
     message: str
     hint: str | None
     exit_code: int
+    detail: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,7 @@ def failure_of(error: MlcError) -> Failure:
         message=error.message,
         hint=error.hint,
         exit_code=error.exit_code,
+        detail=error.detail and printable(error.detail),
     )
 
 
@@ -95,6 +97,7 @@ def require(report: Report) -> None:
         f"{len(failed)} of {len(report.results)} artifacts failed: {first.name}{also}\n"
         f"{first.name}: {first.failure.message}",
         first.failure.hint,
+        detail=first.failure.detail,
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc import bundle, ort_env
+from mlc import bundle, emulate, ort_env
 from mlc.artifact import is_for_gpu
 from mlc.errors import MismatchError, ModelError, RunError
 from mlc.events import Notice, OnEvent, ignore
@@ -263,7 +263,7 @@ def _opened(options: VerifyOptions, on_event: OnEvent) -> AnySession:
         from mlc.runtime.session import open as open_session
 
         return open_session(path, target=options.target)
-    target = options.target or bundle.emulated(path)
+    target = options.target or emulate.only_variant(path)
     if is_for_gpu(bundle.read_manifest(path, target)["target"]):
         from mlc.emulate.cuda import SimulatedSession
 

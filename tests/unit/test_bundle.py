@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlc import artifact, bundle
+from mlc import artifact, bundle, emulate
 from mlc.artifact import ALIGNMENT, GRAPH, LIBRARY, MANIFEST, PROGRAMS, WEIGHTS
 from mlc.errors import ArtifactError, TargetError, UsageError
 from mlc.runtime import session
@@ -156,10 +156,10 @@ def test_an_older_gpu_and_a_bundle_without_any(path: Path, tmp_path: Path) -> No
 
 def test_what_can_be_emulated(path: Path, parts: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"which variant .* holds old, haswell, rpi4, cuda-sm_80"):
-        bundle.emulated(path)
+        emulate.only_variant(path)
     bundle.save(parts[:3], tmp_path / "b.mlc")
-    assert bundle.emulated(tmp_path / "b.mlc") == "llvm of rpi4"
-    assert bundle.emulated(parts[0]) == "llvm of old"
+    assert emulate.only_variant(tmp_path / "b.mlc") == "llvm of rpi4"
+    assert emulate.only_variant(parts[0]) == "llvm of old"
 
 
 def test_plain_artifacts_open_as_before(parts: list[Path]) -> None:

@@ -232,6 +232,20 @@ def test_a_report_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert report.read(tmp_path, lambda _event: None) == {}
 
 
+def test_what_one_machine_could_not_verify_another_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An artifact that was cached unverified does not count where it can be verified."""
+    from mlc import driver, target
+
+    monkeypatch.setattr(driver, "records_state", lambda _options: None)
+    chosen, options = target.resolve("rpi4"), CompileOptions(model="a.onnx", target="rpi4")
+    keys = []
+    for runs in (True, None, False):
+        monkeypatch.setattr(target, "runs_on", lambda *_args, runs=runs: runs)
+        keys.append(driver.artifact_key(options, chosen, "sha"))
+    assert keys[0] == keys[1] != keys[2]
+    assert driver.artifact_key(replace(options, verify=False), chosen, "sha") == keys[2]
+
+
 # --- how many at a time --------------------------------------------------------------------------
 
 
@@ -359,11 +373,15 @@ def test_what_changed_is_built_again(workshop: Workshop) -> None:
 
 
 def test_a_failure_keeps_no_other_from_being_built(workshop: Workshop) -> None:
-    workshop.fail = {"a-llvm": BuildError("no", "try"), "a-rpi4": MismatchError("differs")}
+    error = BuildError("no", "try", detail="what it \x1b[2Jprinted")
+    workshop.fail = {"a-llvm": error, "a-rpi4": MismatchError("differs")}
     done = workshop.build(jobs=1)
     assert [one.state for one in done.results] == ["failed", "gate failed", "built"]
-    with pytest.raises(BuildError, match=r"2 of 3 artifacts failed: a-llvm \(and a-rpi4\)"):
+    with pytest.raises(
+        BuildError, match=r"2 of 3 artifacts failed: a-llvm \(and a-rpi4\)"
+    ) as first:
         report.require(done)
+    assert (first.value.hint, first.value.detail) == ("try", r"what it \x1b[2Jprinted")
     workshop.fail.pop("a-llvm")
     done = workshop.build()
     assert sorted(workshop.compiled) == NAMES[:2]
