@@ -23,9 +23,31 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mlc.api import bench, bisect, check, compile, export, inspect, open, targets, verify
+    from mlc.api import (
+        bench,
+        bisect,
+        check,
+        compile,
+        compile_bundle,
+        export,
+        inspect,
+        open,
+        targets,
+        verify,
+    )
 
-__all__ = ["bench", "bisect", "check", "compile", "export", "inspect", "open", "targets", "verify"]
+__all__ = [
+    "bench",
+    "bisect",
+    "check",
+    "compile",
+    "compile_bundle",
+    "export",
+    "inspect",
+    "open",
+    "targets",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mlc.bisection.run import BisectReport
+    from mlc.multi_target import BundleReport
     from mlc.runtime.bench import BenchResult
     from mlc.runtime.session import Session
     from mlc.runtime.verify import Verification
@@ -102,6 +103,28 @@ def compile_with(options: CompileOptions, on_event: events.OnEvent) -> CompileRe
     return CompileReport(**{**answer, "path": Path(answer["path"])})
 
 
+def compile_bundle(
+    model: str | Path,
+    targets: Sequence[str],
+    output: str | Path | None = None,
+    *,
+    on_event: events.OnEvent = events.ignore,
+    **options: Any,
+) -> BundleReport:
+    """Compile an ONNX model for several targets, to one artifact; see `compile`.
+
+    Opening it takes the variant that fits the machine; weights that are equal are stored once.
+
+    Raises:
+        MlcError: as `compile`, for any of the targets; nothing was written.
+    """
+    from mlc import multi_target
+
+    output = Path(output) if output is not None else default_output(Path(model))
+    asked = CompileOptions(model=str(model), output=str(output), **options)
+    return multi_target.compile_bundle(asked, targets, on_event)
+
+
 def default_output(model: Path) -> Path:
     """Return the artifact's name for a model: its stem with `.mlc`, in the current folder."""
     return Path(f"{model.stem or 'model'}.mlc")
@@ -156,6 +179,8 @@ def inspect(
 ) -> dict[str, Any]:
     """Return what a model or an artifact holds, as JSON data; fields of `InspectOptions`.
 
+    Of an artifact for several targets that is each variant; with `target` the one for it.
+
     Raises:
         ModelError, ArtifactError: the file cannot be used.
     """
@@ -164,7 +189,7 @@ def inspect(
     if is_artifact(Path(path)):
         from mlc.inspection import inspect_artifact
 
-        return inspect_artifact(Path(path))
+        return inspect_artifact(Path(path), options.get("target"))
     asked = InspectOptions(path=str(path), **options)
     answer: dict[str, Any] = isolate.call("mlc.inspection:inspect_model", asked, on_event)
     return answer

@@ -9,29 +9,28 @@ and sha256 of the other members; nothing is loaded before they were compared.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import mmap
 import os
 import stat
 import struct
-import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from mlc import triple
 from mlc.cpu import HostCpu, host_cpu
-from mlc.errors import ArtifactError, UsageError
+from mlc.errors import ArtifactError
+from mlc.new_file import new_file
 from mlc.options import MAX_MANIFEST_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
 FORMAT = 1
 ALIGNMENT = 64
@@ -39,7 +38,7 @@ MANIFEST, LIBRARY, GRAPH, WEIGHTS = "manifest.json", "library.so", "graph.json",
 PROGRAMS = "programs.json"
 _TENSORS = [{"name": str, "shape": [int], "dtype": str}]
 _MEMBER = {"sha256": str, "size": int}
-_FORM = {  # what opening an artifact relies on; see `_fits`
+_FORM = {  # what opening an artifact relies on; see `fits`
     "signature": {"inputs": _TENSORS, "outputs": _TENSORS},
     "target": {"name": str, "triple": str, "features": [str]},
     "weights": [{"storage": int, "offset": int, "nbytes": int}],
@@ -92,11 +91,11 @@ def save(contents: Contents, path: Path) -> dict[str, Any]:
         WEIGHTS: {"sha256": digest, "size": total},
     }
     manifest = {"format": FORMAT, **contents.manifest, "weights": table, "members": members}
-    with _new_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        _add(archive, file, MANIFEST, encode(manifest))
-        _add(archive, file, code, contents.library)
-        _add(archive, file, GRAPH, contents.graph)
-        with archive.open(_info(file, WEIGHTS), "w", force_zip64=True) as member:
+    with new_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        add_member(archive, file, MANIFEST, encode(manifest))
+        add_member(archive, file, code, contents.library)
+        add_member(archive, file, GRAPH, contents.graph)
+        with archive.open(member_info(file, WEIGHTS), "w", force_zip64=True) as member:
             for chunk in _weight_bytes(contents.weights):
                 member.write(chunk)
     return manifest
@@ -104,13 +103,13 @@ def save(contents: Contents, path: Path) -> dict[str, Any]:
 
 def rewrite_manifest(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """Replace entries of an artifact's manifest (the verification result, for one)."""
-    with contextlib.closing(_Mapped(path)) as mapped:
+    with contextlib.closing(Mapped(path)) as mapped:
         manifest = {**mapped.manifest(), **changes}
-        with _new_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            _add(archive, file, MANIFEST, encode(manifest))
+        with new_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            add_member(archive, file, MANIFEST, encode(manifest))
             for name in (code_member(manifest), GRAPH):
-                _add(archive, file, name, mapped.member(name))
-            with archive.open(_info(file, WEIGHTS), "w", force_zip64=True) as member:
+                add_member(archive, file, name, mapped.member(name))
+            with archive.open(member_info(file, WEIGHTS), "w", force_zip64=True) as member:
                 view = mapped.member(WEIGHTS)
                 for start in range(0, len(view), _CHUNK):
                     member.write(view[start : start + _CHUNK])
@@ -124,8 +123,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: no artifact, damaged, or of a newer format.
     """
-    with contextlib.closing(_Mapped(path)) as mapped:
+    with contextlib.closing(Mapped(path)) as mapped:
         return mapped.manifest()
+
+
+def is_layout(names: tuple[str, ...]) -> bool:
+    """Return whether these are the members of an artifact, in order."""
+    return names in [(MANIFEST, code, GRAPH, WEIGHTS) for code in (LIBRARY, PROGRAMS)]
 
 
 def code_member(manifest: Mapping[str, Any]) -> str:
@@ -146,17 +150,20 @@ def load(path: Path, cpu: HostCpu | None = None, *, for_gpu: bool = False) -> Ar
     Raises:
         ArtifactError: a check failed; the message says which, and what to do.
     """
-    mapped = _Mapped(path)
-    manifest = mapped.manifest()
+    return load_from(Mapped(path), cpu, for_gpu=for_gpu)
+
+
+def load_from(mapped: Mapped, cpu: HostCpu | None = None, *, for_gpu: bool = False) -> Artifact:
+    """Return the artifact in a mapped file, checked as `load` says."""
+    path, manifest = mapped.path, mapped.manifest()
     if for_gpu:
-        _check_gpu(path, manifest)
+        check_gpu(path, manifest)
     else:
         _check_machine(path, manifest, cpu or host_cpu())
     members = {}
     for name in (code_member(manifest), GRAPH, WEIGHTS):
         view = mapped.member(name)
-        facts = manifest["members"][name]
-        if len(view) != facts["size"] or _sha256(view) != facts["sha256"]:
+        if not _matches(mapped.chunks(name), manifest["members"][name]):
             raise ArtifactError(
                 f"{path} was altered or damaged: {name} does not match its hash",
                 "copy it again, or compile it again; it was not loaded",
@@ -181,7 +188,8 @@ def misfit(target: Mapping[str, Any], cpu: HostCpu) -> str:
     return f"it lacks {', '.join(missing)}" if missing else ""
 
 
-def _check_gpu(path: Path, manifest: dict[str, Any]) -> None:
+def check_gpu(path: Path, manifest: dict[str, Any]) -> None:
+    """Raise ArtifactError for an artifact that is not for a GPU."""
     if not is_for_gpu(manifest["target"]):
         raise ArtifactError(
             f"{path} is for a CPU ({manifest['target']['name']}), not for a GPU",
@@ -206,7 +214,7 @@ def _check_machine(path: Path, manifest: dict[str, Any], cpu: HostCpu) -> None:
         )
 
 
-class _Mapped:
+class Mapped:
     """An artifact file mapped privately (copy on write), its zip directory checked."""
 
     def __init__(self, path: Path):
@@ -236,107 +244,85 @@ class _Mapped:
             with zipfile.ZipFile(file) as archive:
                 entries = archive.infolist()
         except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError):
-            raise self._damaged("it is no mlc artifact, or was cut short") from None
+            raise self.damaged("it is no mlc artifact, or was cut short") from None
         names = tuple(entry.filename for entry in entries)
-        known = [(MANIFEST, code, GRAPH, WEIGHTS) for code in (LIBRARY, PROGRAMS)]
-        if names not in known or any(
+        if not self.expects(names) or any(
             entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size
             for entry in entries
         ):
-            raise self._damaged("its members are not those of an artifact")
+            raise self.damaged("its members are not those of an artifact")
         return {entry.filename: entry for entry in entries}
+
+    def expects(self, names: tuple[str, ...]) -> bool:
+        """Return whether these are the members of such a file, in order."""
+        return is_layout(names)
+
+    def chunks(self, name: str) -> Iterable[memoryview | bytes]:
+        """Yield a member's bytes piece by piece, as they are hashed."""
+        yield self.member(name)
 
     def member(self, name: str) -> memoryview:
         """Return a member's bytes in the map."""
         entry = self.entries[name]
         header = self.map[entry.header_offset : entry.header_offset + 30]
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise self._damaged(f"the header of {name} is broken")
+            raise self.damaged(f"the header of {name} is broken")
         name_size, extra_size = struct.unpack("<HH", header[26:30])
         start = entry.header_offset + 30 + name_size + extra_size
         if start + entry.file_size > len(self.map):
-            raise self._damaged(f"{name} is cut short")
+            raise self.damaged(f"{name} is cut short")
         return memoryview(self.map)[start : start + entry.file_size]
 
     def manifest(self) -> dict[str, Any]:
         """Return the manifest, its form checked."""
-        if self.entries[MANIFEST].file_size > MAX_MANIFEST_BYTES:
-            raise self._damaged("its manifest is too large")
-        data = bytes(self.member(MANIFEST))
-        if zlib.crc32(data) != self.entries[MANIFEST].CRC:
-            raise self._damaged("its manifest was altered")
-        try:
-            manifest = json.loads(data)
-            version = int(manifest["format"])
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            raise self._damaged("its manifest cannot be read") from None
-        if version > FORMAT:
-            raise ArtifactError(
-                f"{self.path} has format {version}, and this mlc reads up to {FORMAT}",
-                "update mlc: `pip install --upgrade mlc-compiler`",
-            )
-        if not _fits(manifest, _FORM) or not self._holds_code(manifest):
-            raise self._damaged("its manifest has another form than its format says")
-        return dict(manifest)
+        manifest = self.read_json(MANIFEST, FORMAT)
+        if not fits(manifest, _FORM) or not self._holds_code(manifest):
+            raise self.damaged("its manifest has another form than its format says")
+        return manifest
 
     def _holds_code(self, manifest: dict[str, Any]) -> bool:
         """Return whether the member that the target says is there and described."""
         code = code_member(manifest)
-        return code in self.entries and _fits(manifest["members"], {code: _MEMBER})
+        return code in self.entries and fits(manifest["members"], {code: _MEMBER})
 
-    def _damaged(self, why: str) -> ArtifactError:
+    def read_json(self, name: str, newest: int) -> dict[str, Any]:
+        """Return a member that describes others, of a format up to `newest`."""
+        if self.entries[name].file_size > MAX_MANIFEST_BYTES:
+            raise self.damaged("its manifest is too large")
+        data = bytes(self.member(name))
+        if zlib.crc32(data) != self.entries[name].CRC:
+            raise self.damaged("its manifest was altered")
+        try:
+            found = json.loads(data)
+            version = int(found["format"])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            raise self.damaged("its manifest cannot be read") from None
+        if version > newest:
+            raise ArtifactError(
+                f"{self.path} has format {version}, and this mlc reads up to {newest}",
+                "update mlc: `pip install --upgrade mlc-compiler`",
+            )
+        return dict(found)
+
+    def damaged(self, why: str) -> ArtifactError:
+        """Return the error for a file that is not what it should be."""
         return ArtifactError(
             f"{self.path} cannot be used: {why}", "copy it again, or compile it again"
         )
 
 
-def _fits(data: Any, form: Any) -> bool:
+def fits(data: Any, form: Any) -> bool:
     """Return whether JSON data has a form: a type, [form of each item], or {key: form} at least."""
     if isinstance(form, dict):
         return isinstance(data, dict) and all(
-            key in data and _fits(data[key], inner) for key, inner in form.items()
+            key in data and fits(data[key], inner) for key, inner in form.items()
         )
     if isinstance(form, list):
-        return isinstance(data, list) and all(_fits(item, form[0]) for item in data)
+        return isinstance(data, list) and all(fits(item, form[0]) for item in data)
     return isinstance(data, form) and not isinstance(data, bool)
 
 
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside `path` that takes its place when all went well."""
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    try:
-        with os.fdopen(descriptor, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise _unwritable(path, error) from None
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _unwritable(path: Path, error: OSError) -> UsageError:
-    hint = "free some space, or choose another place with `-o`"
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        hint = "choose a place that can be written with `-o`"
-    return UsageError(f"cannot write {path}: {error.strerror}", hint)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _info(file: IO[bytes], name: str) -> zipfile.ZipInfo:
+def member_info(file: IO[bytes], name: str) -> zipfile.ZipInfo:
     """Return a member's header, padded so that its data begins at a multiple of 64 bytes."""
     info = zipfile.ZipInfo(name, _DATE)
     info.create_system = 3
@@ -349,8 +335,11 @@ def _info(file: IO[bytes], name: str) -> zipfile.ZipInfo:
     return info
 
 
-def _add(archive: zipfile.ZipFile, file: IO[bytes], name: str, data: bytes | memoryview) -> None:
-    archive.writestr(_info(file, name), bytes(data))
+def add_member(
+    archive: zipfile.ZipFile, file: IO[bytes], name: str, data: bytes | memoryview
+) -> None:
+    """Add a member that fits into memory to the archive that `file` becomes."""
+    archive.writestr(member_info(file, name), bytes(data))
 
 
 def _weight_table(
@@ -380,11 +369,13 @@ def _facts(data: bytes) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
 
 
-def _sha256(view: memoryview) -> str:
-    digest = hashlib.sha256()
-    for start in range(0, len(view), _CHUNK):
-        digest.update(view[start : start + _CHUNK])
-    return digest.hexdigest()
+def _matches(chunks: Iterable[memoryview | bytes], facts: Mapping[str, Any]) -> bool:
+    """Return whether the bytes of a member are those that its manifest describes."""
+    digest, size = hashlib.sha256(), 0
+    for chunk in chunks:
+        digest.update(chunk)
+        size += len(chunk)
+    return bool(size == facts["size"] and digest.hexdigest() == facts["sha256"])
 
 
 def is_artifact(path: Path) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlc import artifact, target, tvm_env
+from mlc import output as place
 from mlc.cache import Cache, key_of, open_cache, source_digest
 from mlc.cpu import host_cpu
 from mlc.emulate import can_emulate
@@ -52,7 +53,7 @@ def compile_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     chosen = target.resolve(options.target)
     cache = open_cache() if options.cache else Cache(None)
     file = timed("read", on_event, lambda: onnx_file.read(Path(options.model)))
-    key = _artifact_key(options, chosen, file.sha256)
+    key = artifact_key(options, chosen, file.sha256)
     stored = cache.get("artifacts", key) if options.dump_ir is None else None
     if stored is not None and _restore(stored, output):
         report = _report(output, started, cache.get("coverage", key), from_cache=True)
@@ -94,15 +95,7 @@ def check_options(options: CompileOptions, output: Path) -> None:
         raise UsageError("--jobs needs at least 1")
     if options.kernel is not None and options.dump_ir is None:
         raise UsageError("--kernel chooses what --dump-ir writes", "add `--dump-ir DIR`")
-    folder = output.resolve().parent
-    if output.exists() and not output.is_file():
-        raise UsageError(f"cannot write {output}: it is no plain file", "give a file with `-o`")
-    if not folder.is_dir():
-        raise UsageError(f"cannot write {output}: no such folder", "give a file with `-o`")
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"cannot write {output}: permission denied", "choose a place with `-o`")
-    if output.resolve() == Path(options.model).resolve():
-        raise UsageError("the artifact would overwrite the model", "choose a name with `-o`")
+    place.check(output, Path(options.model))
 
 
 def build_only(options: CompileOptions, on_event: OnEvent) -> Built:
@@ -317,16 +310,19 @@ def _observer(options: CompileOptions, ran: list[str]) -> Callable[[Any], None]:
     return observe
 
 
-def _artifact_key(options: CompileOptions, chosen: target.Target, model_sha256: str) -> str:
+def artifact_key(options: CompileOptions, chosen: target.Target, model_sha256: str) -> str:
+    """Return what changes whenever the artifact that the options ask for may become another."""
     asked = asdict(options)
     for irrelevant in ("model", "output", "cache", "jobs", "dump_ir", "kernel", "target", "logs"):
         del asked[irrelevant]
-    asked["records"] = _records_state(options)
+    asked["records"] = records_state(options)
+    # What one machine could not verify, another may.
+    asked["verify"] = options.verify and target.runs_on(chosen, host_cpu()) is not False
     gpu = [str(chosen.gpu), ptxas.version()] if chosen.gpu is not None else []
     return key_of(model_sha256, asked, chosen.tvm, tvm_env.versions(), gpu, source_digest())
 
 
-def _records_state(options: CompileOptions) -> Any:
+def records_state(options: CompileOptions) -> Any:
     """Return what tells whether tuning records changed: a file's hash, or the logs' sizes."""
     from mlc.tune import applied
 

@@ -29,6 +29,7 @@ from mlc import events
 from mlc.errors import BuildError, MlcError, error_class
 
 Work = Callable[[events.OnEvent], Any]
+_running: set[subprocess.Popen[bytes]] = set()
 _STACK_BYTES = 512 << 20  # TVM's visitors recurse over the graph; 8 MB end at ~5,000 nodes
 _BOOT = (  # drop the current folder from the path: a model's folder must not provide modules
     "import sys; sys.path[:] = [p for p in sys.path if p]; "
@@ -66,6 +67,7 @@ def call(
             env={**os.environ, "TMPDIR": scratch} if scratch else None,
         )
         os.close(write_fd)
+        _running.add(process)
         try:
             with os.fdopen(read_fd, encoding="utf-8") as answers:
                 assert process.stdin is not None
@@ -78,9 +80,17 @@ def call(
             process.kill()
             process.wait()
             raise
+        finally:
+            _running.discard(process)
         if answer.outcome is None:
             raise _crash(process.returncode, answer.doing, log)
     return _unpack(answer.outcome)
+
+
+def end_calls() -> None:
+    """Kill what other threads' calls are running; they raise BuildError."""
+    for process in list(_running):
+        process.kill()
 
 
 @dataclasses.dataclass

@@ -78,6 +78,9 @@ class BenchOptions:
 class VerifyOptions:
     """What `mlc verify` is asked to do; `rounds` is how many seeded inputs are compared.
 
+    `target` names the variant of an artifact for several (None: what fits this machine, or the only
+    one that can be emulated).
+
     `emulate` runs the artifact in an emulator; for Arm the first time that fetches a library.
     `device` is where it runs otherwise: "cpu", or "cuda" for a GPU.
     """
@@ -87,6 +90,7 @@ class VerifyOptions:
     seed: int = 0
     rounds: int = 1
     inputs: tuple[str, ...] = ()
+    target: str | None = None
     emulate: bool = False
     device: str = "cpu"
 
@@ -150,6 +154,23 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What `mlc build` is asked to do with the folder's mlc.toml.
+
+    `output` replaces the file's; `jobs` bounds the compiles at work at a time (None: the file's,
+    else cores), as free memory does; `fail_fast` starts no other after a failed one; with
+    `dry_run` the plan is made and nothing is built.
+    """
+
+    folder: str = "."
+    output: str | None = None
+    jobs: int | None = None
+    fail_fast: bool = False
+    dry_run: bool = False
+    cache: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheOptions:
     """Where compiled kernels are kept and how large that folder may grow (bytes)."""
 
@@ -163,6 +184,7 @@ MAX_TENSOR_BYTES = 16 << 30
 MAX_TENSOR_RANK = 16
 MAX_MODEL_NODES = 200_000
 MAX_INPUT_FILE_BYTES = 8 << 30
+MAX_VARIANTS = 64  # of one artifact, for several targets
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,14 @@
     target = "llvm"
     logs = "tuning_logs"
 
+The section [build] is for `mlc build`: see `mlc.matrix.entries`.
+
 Paths are relative to the file. Without one, the only `.onnx` file of the folder is the model.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,20 +24,49 @@ from typing import TYPE_CHECKING, Any
 from mlc.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 NAME = "mlc.toml"
 LOGS = "tuning_logs"
 _MAX_BYTES = 1 << 20
-_SCHEMA: dict[str, dict[str, type]] = {
-    "model": {"path": str, "shapes": list},
+_STRINGS, _TABLES = list[str], list[dict[str, Any]]
+_SCHEMA: dict[str, dict[str, Any]] = {
+    "model": {"path": str, "shapes": _STRINGS},
     "tune": {"trials": int, "target": str, "logs": str},
+    "build": {
+        "output": str,
+        "targets": _STRINGS,
+        "bundle": bool,
+        "require_tuned": float,
+        "require_verified": bool,
+        "max_mb": float,
+        "jobs": int,
+        "model": _TABLES,
+    },
+}
+_BUILD_MODEL = {"path": str, "name": str, "shapes": _STRINGS, "targets": _STRINGS}
+_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {  # what an entry must be
+    str: ("a string", lambda value: isinstance(value, str)),
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    int: ("a number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    float: (
+        "a number",
+        lambda value: (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        ),
+    ),
+    _STRINGS: ("a list of strings", lambda value: _is_list_of(str, value)),
+    _TABLES: ("[[tables]]", lambda value: _is_list_of(dict, value)),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Project:
-    """What a folder says about its model; None where it says nothing."""
+    """What a folder says about its model; None where it says nothing.
+
+    `build` is the section of that name, as it stands there; its types were checked.
+    """
 
     folder: Path
     model: Path | None = None
@@ -42,6 +74,7 @@ class Project:
     trials: int | None = None
     target: str | None = None
     logs: Path | None = None
+    build: dict[str, Any] | None = None
 
 
 def load(folder: Path) -> Project:
@@ -56,7 +89,11 @@ def load(folder: Path) -> Project:
         return Project(folder=folder, model=models[0] if len(models) == 1 else None)
     data = _read(file)
     for section, entries in data.items():
-        _check_section(file, section, entries)
+        if section not in _SCHEMA or not isinstance(entries, dict):
+            raise UsageError(f"{file}: unknown section [{section}]", did_you_mean(section, _SCHEMA))
+        _check_section(file, f"[{section}]", entries, _SCHEMA[section])
+    for entries in data.get("build", {}).get("model", []):
+        _check_section(file, "[[build.model]]", entries, _BUILD_MODEL)
     model, tune = data.get("model", {}), data.get("tune", {})
     return Project(
         folder=folder,
@@ -65,6 +102,7 @@ def load(folder: Path) -> Project:
         trials=tune.get("trials"),
         target=tune.get("target"),
         logs=folder / tune["logs"] if "logs" in tune else None,
+        build=data.get("build"),
     )
 
 
@@ -103,16 +141,18 @@ def _read(file: Path) -> dict[str, Any]:
     return parsed
 
 
-def _check_section(file: Path, section: str, entries: Any) -> None:
-    if section not in _SCHEMA or not isinstance(entries, dict):
-        raise UsageError(f"{file}: unknown section [{section}]", did_you_mean(section, _SCHEMA))
+def _check_section(
+    file: Path, section: str, entries: dict[str, Any], schema: dict[str, Any]
+) -> None:
     for key, value in entries.items():
-        kind = _SCHEMA[section].get(key)
-        if kind is None:
+        if key not in schema:
             raise UsageError(
-                f"{file}: unknown entry {key!r} in [{section}]", did_you_mean(key, _SCHEMA[section])
+                f"{file}: unknown entry {key!r} in {section}", did_you_mean(key, schema)
             )
-        wrong = not isinstance(value, kind) or isinstance(value, bool)
-        if wrong or (kind is list and not all(isinstance(item, str) for item in value)):
-            name = "a list of strings" if kind is list else {str: "a string", int: "a number"}[kind]
-            raise UsageError(f"{file}: {key!r} in [{section}] must be {name}")
+        name, is_one = _KINDS[schema[key]]
+        if not is_one(value):
+            raise UsageError(f"{file}: {key!r} in {section} must be {name}")
+
+
+def _is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)

@@ -86,7 +86,7 @@ def resolve(text: str) -> Target:
     """Return the target that a user means with `text`.
 
     That is this machine (`llvm`, `native`, `host`), the name of a target file, `cuda:sm_80` for any
-    GPU of an architecture, or a raw TVM target string such as `llvm -mcpu=znver4 -mattr=+avxvnni`. In a raw string -mtriple defaults to this
+    GPU of an architecture (`cuda:a100`: that card), or a raw TVM target string such as `llvm -mcpu=znver4 -mattr=+avxvnni`. In a raw string -mtriple defaults to this
     machine's.
 
     Raises:
@@ -112,8 +112,14 @@ def resolve(text: str) -> Target:
 
 
 def _gpu(arch: str) -> Target:
-    """Return the target of any GPU of one architecture: the cards that have it are alike to us."""
-    by_arch = {target.mcpu: target for target in all_targets() if target.kind == "cuda"}
+    """Return the target of any GPU of one architecture: the cards that have it are alike to us.
+
+    `arch` may also be a card's name.
+    """
+    cards = {target.name: target for target in all_targets() if target.kind == "cuda"}
+    if arch in cards:
+        return cards[arch]
+    by_arch = {target.mcpu: target for target in cards.values()}
     if arch not in by_arch:
         said = f"unknown GPU architecture {arch!r}" if arch else "the target cuda needs --arch"
         raise TargetError(

@@ -20,8 +20,11 @@ DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
 @click.option(
     "-t",
     "--target",
+    "targets",
+    multiple=True,
     help="What to compile for [default: mlc.toml's, else llvm]: `llvm` is this machine, "
-    "`mlc targets` lists the others; a TVM target string works too.",
+    "`mlc targets` lists the others; `cuda:sm_80` and TVM target strings work too. Repeated: one "
+    "artifact for all of them, which opens as what fits the machine.",
 )
 @arch()
 @click.option("-o", "--output", help="The artifact's path [default: the model's name with .mlc].")
@@ -75,26 +78,35 @@ DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
 @click.option("--kernel", help="The kernel that --dump-ir shows [default: the heaviest].")
 @click.option("-q", "--quiet", is_flag=True, help="Only warnings on stderr.")
 @click.option("--json", "json_mode", is_flag=True, help="Result and progress as JSON.")
-def compile(json_mode: bool, quiet: bool, **asked: Any) -> None:
+def compile(json_mode: bool, quiet: bool, targets: tuple[str, ...], **asked: Any) -> None:
     """Compile an ONNX MODEL to one verified artifact.
 
     \b
       mlc compile resnet18.onnx
       mlc compile resnet18.onnx --target cuda --arch sm_80
+      mlc compile resnet18.onnx --target x86-64-v2 --target x86-64-v4 --target rpi4
       mlc compile bert.onnx --shape batch=1 --shape seq=128 --target x86-64-v3 -o bert.mlc
       mlc compile model.onnx --json | jq .manifest.verification.passed
     """  # fmt: skip
-    from mlc import api
+    from mlc import api, multi_target
     from mlc.cli.render import reporter
 
-    options = CompileOptions(**with_project(with_arch(asked)))
+    asked = with_arch({**asked, "target": targets})
+    targets = asked["target"]
+    options = CompileOptions(**with_project({**asked, "target": targets[0] if targets else None}))
     if options.output is None:
         options = replace(options, output=str(api.default_output(Path(options.model))))
-    report = api.compile_with(options, reporter(json_mode, quiet))
+    report: Any
+    if len(targets) > 1:
+        report = multi_target.compile_bundle(options, targets, reporter(json_mode, quiet))
+    else:
+        report = api.compile_with(options, reporter(json_mode, quiet))
     if json_mode:
-        click.echo(json.dumps({**asdict(report), "path": str(report.path)}))
-        return
-    _show(report, options.verify)
+        click.echo(json.dumps(asdict(report), default=str))
+    elif len(targets) > 1:
+        _show_bundle(report, options.verify)
+    else:
+        _show(report, str(report.path), options.verify)
 
 
 def with_project(asked: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +125,23 @@ def with_project(asked: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _show(report: Any, asked_to_verify: bool) -> None:
+def _show_bundle(report: Any, asked_to_verify: bool) -> None:
+    from rich.markup import escape
+
+    from mlc.cli.render import console, size
+    from mlc.errors import printable
+
+    stored, shared = (size(report.weights[key]) for key in ("stored", "shared"))
+    console().print(
+        f"[bold]{escape(printable(str(report.path)))}[/bold]  {size(report.bytes)}, "
+        f"{len(report.variants)} targets: {stored} of weights, {shared} more of them shared",
+        soft_wrap=True,
+    )
+    for variant in report.variants:
+        _show(variant, variant.manifest["target"]["name"], asked_to_verify)
+
+
+def _show(report: Any, heading: str, asked_to_verify: bool) -> None:
     from rich.markup import escape
 
     from mlc.cli.render import console, size
@@ -129,7 +157,7 @@ def _show(report: Any, asked_to_verify: bool) -> None:
         f"(by {shares['by']})"
     )
     lines = [
-        f"[bold]{escape(printable(str(report.path)))}[/bold]  {size(report.bytes)}, {manifest['target']['tvm']}",
+        f"[bold]{escape(printable(heading))}[/bold]  {size(report.bytes)}, {manifest['target']['tvm']}",
         f"  kernels    {len(manifest['kernels'])}, {calls} calls per run",
         tuned,
     ]

@@ -38,22 +38,30 @@ def inspect(path: str, json_mode: bool, **asked: Any) -> None:
       mlc inspect resnet18.onnx --passes
       mlc inspect resnet18.onnx --dump-ir ir --kernel conv2d_add_add_relu_7524
       mlc inspect resnet18.mlc
+
+    An artifact for several targets is listed; --target shows one of them.
     """
     from mlc import api
     from mlc.artifact import is_artifact
+    from mlc.bundle import is_bundle
     from mlc.cli.render import reporter
     from mlc.errors import UsageError
 
+    asked = with_arch(asked)
     if is_artifact(Path(path)):
-        given = _given(set(asked))
+        chosen = {"target"} if is_bundle(Path(path)) and _given({"target"}) else set()
+        given = _given(set(asked) - chosen)
+        asked = {name: asked[name] for name in chosen}
         if given:
             raise UsageError(
                 f"{', '.join(given)} cannot be used with an artifact: it is compiled already",
                 "give the ONNX model instead",
             )
-    found = api.inspect(path, on_event=reporter(json_mode), **with_arch(asked))
+    found = api.inspect(path, on_event=reporter(json_mode), **asked)
     if json_mode:
         click.echo(json.dumps(found))
+    elif found["kind"] == "bundle":
+        _show_bundle(found)
     elif found["kind"] == "artifact":
         _show_artifact(found)
     else:
@@ -97,6 +105,31 @@ def _show_model(found: dict[str, Any]) -> None:
         click.echo(printable(found["relay"], limit=len(found["relay"])))
     if found["dump"] is not None:
         click.echo(f"IR written to {printable(found['dump']['directory'])}: see index.txt there")
+
+
+def _show_bundle(found: dict[str, Any]) -> None:
+    from mlc.cli.render import size
+
+    variants = found["variants"]
+    alone = sum(one["parameters"]["bytes"] for one in variants)
+    lines: dict[str, str | None] = {
+        "format": f"mlc artifact for {len(variants)} targets, {size(found['bytes'])}",
+        "model": str(variants[0]["model"].get("path")),
+        "inputs": "\n".join(map(tensor, variants[0]["inputs"])),
+        "outputs": "\n".join(map(tensor, variants[0]["outputs"])),
+        "weights": f"{size(alone)} if none were shared",
+    }
+    show_facts(found["path"], lines)
+    rows = [
+        [
+            one["target"]["name"],
+            "this one" if number == found["runs_here"] else "",
+            "yes" if (one["verification"] or {}).get("passed") else "no",
+            str(one["target"]["tvm"]),
+        ]
+        for number, one in enumerate(variants)
+    ]
+    show_table("targets; `--target NAME` shows one", "target here verified TVM", rows)
 
 
 def _show_artifact(found: dict[str, Any]) -> None:

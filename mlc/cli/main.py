@@ -17,6 +17,7 @@ from mlc.errors import Interrupted, MlcError, did_you_mean
 # verb: (module, what `mlc --help` says). Modules are imported when the verb is called.
 VERBS = {
     "compile": ("mlc.cli.compile", "Compile an ONNX model to one verified artifact."),
+    "build": ("mlc.cli.build", "Make the artifacts that mlc.toml asks for: models times targets."),
     "check": ("mlc.cli.check", "Say in a second whether a model would compile, and what it needs."),
     "tune": ("mlc.cli.tune", "Tune a model's subgraphs on this machine; keep every measurement."),
     "rpc": ("mlc.cli.rpc", "Offer machines to `mlc tune` to measure on, and list them."),

@@ -34,16 +34,21 @@ def arch() -> Decorator:
 
 
 def with_arch(asked: dict[str, Any]) -> dict[str, Any]:
-    """Return the options with `--target cuda --arch sm_80` as the one target `cuda:sm_80`."""
+    """Return the options with `--target cuda --arch sm_80` as the one target `cuda:sm_80`.
+
+    `target` may be a name (or None), or a tuple of names.
+    """
     from mlc.errors import UsageError
 
     found = dict(asked)
-    chosen = found.pop("arch")
+    chosen, given = found.pop("arch"), found["target"]
     if chosen is None:
         return found
-    if found["target"] != "cuda":
+    names = given if isinstance(given, tuple) else (given,)
+    if "cuda" not in names:
         raise UsageError("--arch goes with --target cuda", "or name a card: `mlc targets`")
-    return {**found, "target": f"cuda:{chosen}"}
+    named = tuple(f"cuda:{chosen}" if name == "cuda" else name for name in names)
+    return {**found, "target": named if isinstance(given, tuple) else named[0]}
 
 
 def device() -> Decorator:

@@ -39,6 +39,9 @@ DEFAULTS = {field.name: field.default for field in fields(VerifyOptions)}
     help="Run an artifact for 64-bit Arm Linux in qemu (the first time, pip fetches TVM's runtime "
     "library for it, 44 MB), or one for NVIDIA GPUs in a simulator.",
 )
+@click.option(
+    "-t", "--target", help="Of an artifact for several targets, the one to run or to emulate."
+)
 @device()
 @click.option("--json", "json_mode", is_flag=True, help="Result as JSON.")
 def verify(json_mode: bool, **asked: Any) -> None:

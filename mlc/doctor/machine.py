@@ -136,12 +136,21 @@ def smt() -> Finding:
 
 def memory() -> Finding:
     """Check the memory that is free, and what a container's limit allows of it."""
+    free = free_memory()
+    advice = "close other programs or raise the container's limit; or compile with --jobs 1"
+    return _enough(free, f"{free / GIB:.1f} GiB usable", advice)
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that can still be used, by Linux and a container's limit.
+
+    Raises:
+        OSError: the system does not say.
+    """
     rows = (PROC / "meminfo").read_text().splitlines()
     available = next(row for row in rows if row.startswith("MemAvailable"))
     limits = [int(text) for text in _cgroup_limits("memory.max") if text != "max"]
-    free = min([int(available.split()[1]) * 1024, *limits])
-    advice = "close other programs or raise the container's limit; or compile with --jobs 1"
-    return _enough(free, f"{free / GIB:.1f} GiB usable", advice)
+    return min([int(available.split()[1]) * 1024, *limits])
 
 
 def disk(folder: Path) -> Finding:

@@ -19,8 +19,33 @@ For checking results, not for timing: emulated time says nothing about the real 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from mlc import bundle
 from mlc import triple as triples
+from mlc.errors import UsageError
 from mlc.target_file import NVIDIA
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def only_variant(path: Path) -> str:
+    """Return the target (in TVM's words) of the one variant of an artifact that can be emulated.
+
+    Of an artifact for one target that is its target, whatever it is.
+
+    Raises:
+        UsageError: none or several of many can be; they are listed.
+    """
+    targets = [manifest["target"] for manifest in bundle.read_manifests(path)]
+    able = [target for target in targets if can_emulate(target["triple"])]
+    if len(able) == 1 or len(targets) == 1:
+        return str((able or targets)[0].get("tvm", targets[0]["name"]))
+    raise UsageError(
+        f"which variant of {path} shall be emulated? it holds {bundle.names(targets)}",
+        "name one with `--target`; 64-bit Arm Linux and NVIDIA GPUs can be emulated",
+    )
 
 
 def can_emulate(triple: str) -> bool:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc.artifact import GRAPH, PROGRAMS, load
+from mlc.artifact import GRAPH, PROGRAMS
+from mlc.bundle import load
 from mlc.codegen.graph import nbytes
 from mlc.emulate.ptx_machine import launch
 from mlc.emulate.ptx_memory import Memory
@@ -51,13 +52,13 @@ def run_program(program: Program, tensors: Sequence[Array]) -> None:
 class SimulatedSession(Closing):
     """A model that can be run, very slowly; as much of `mlc.runtime.Session` as `verify` uses."""
 
-    def __init__(self, path: Path):
-        """Open an artifact for a GPU, its format and hashes checked.
+    def __init__(self, path: Path, target: str | None = None):
+        """Open an artifact for a GPU, its format and hashes checked; see `bundle.load`.
 
         Raises:
             ArtifactError: it is damaged, or not for a GPU.
         """
-        artifact = load(path, for_gpu=True)
+        artifact = load(path, target=target, for_gpu=True)
         self.manifest = artifact.manifest
         signature = self.manifest["signature"]
         self.inputs, self.outputs = (

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc.artifact import GRAPH, LIBRARY, WEIGHTS, load, read_manifest
+from mlc.artifact import GRAPH, LIBRARY, WEIGHTS
+from mlc.bundle import load, read_manifest
 from mlc.cache import open_cache
 from mlc.emulate import can_run_in_qemu
 from mlc.emulate.runner import Runner
@@ -30,8 +31,8 @@ Array = np.ndarray[Any, Any]
 class EmulatedSession(Closing):
     """A model that can be run, slowly; as much of `mlc.runtime.Session` as `verify` uses."""
 
-    def __init__(self, path: Path, on_event: OnEvent):
-        """Open an artifact, its format and hashes checked.
+    def __init__(self, path: Path, on_event: OnEvent, name: str | None = None):
+        """Open an artifact, of several variants the one for the target `name`, its hashes checked.
 
         CPU features that the emulator lacks are only said: where code does use one of them, the run
         ends with an illegal instruction, which is an error as well.
@@ -41,7 +42,7 @@ class EmulatedSession(Closing):
             UsageError: it is for a kind of machine that is not emulated.
             MissingToolError: a tool is missing, or the runtime library cannot be fetched.
         """
-        target = read_manifest(path)["target"]
+        target = read_manifest(path, name)["target"]
         if not can_run_in_qemu(target["triple"]):
             raise UsageError(
                 f"{path} is for {target['triple']}, and --emulate runs 64-bit Arm Linux and NVIDIA GPUs",
@@ -53,7 +54,7 @@ class EmulatedSession(Closing):
         if missing:
             text = f"the emulator does not claim to have {', '.join(sorted(missing))}"
             on_event(Notice(text=f"{text}: code that uses it would fail in it", level="warning"))
-        self._artifact = load(path, replace(cpu, features=cpu.features | missing))
+        self._artifact = load(path, replace(cpu, features=cpu.features | missing), target=name)
         self.manifest = self._artifact.manifest
         signature = self.manifest["signature"]
         self.inputs = tuple(_spec(entry) for entry in signature["inputs"])

@@ -24,6 +24,12 @@ class UnfitError(BuildError):
     """A kernel, as it is scheduled, does not suit the GPU; with other tiles it may."""
 
 
+def architecture(target: str) -> tuple[int, int] | None:
+    """Return what a TVM target string says GPUs must have at least: (8, 0) for `-mcpu=sm_80`."""
+    digits = target.partition("-mcpu=sm_")[2].partition(" ")[0]
+    return divmod(int(digits), 10) if digits.isdecimal() and len(digits) < 5 else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Launch:
     """One launch of a GPU function.

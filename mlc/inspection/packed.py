@@ -10,25 +10,37 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def inspect_artifact(path: Path) -> dict[str, Any]:
+def inspect_artifact(path: Path, target: str | None = None) -> dict[str, Any]:
     """Return what an artifact holds, as JSON data; sizes in bytes, FLOPs per run.
 
-    The members' hashes are not checked (`mlc run` and `mlc verify` do), and the artifact may be for
+    Of one for several targets: each variant and which runs here, or the one for `target`. The members' hashes are not checked (`mlc run` and `mlc verify` do), and the artifact may be for
     another machine.
 
     Raises:
         ArtifactError: no artifact, damaged, or of a newer format.
     """
-    from mlc import artifact
+    from mlc import bundle
 
-    manifest = artifact.read_manifest(path)
+    if target is not None or not bundle.is_bundle(path):
+        manifests = [bundle.read_manifest(path, target)]
+    else:
+        manifests = bundle.read_manifests(path)
     try:
-        return _facts(path, manifest)
+        found = [_facts(path, manifest) for manifest in manifests]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ArtifactError(
             f"{path} cannot be shown: its manifest has another form than its format says",
             "compile it again",
         ) from None
+    if len(found) == 1:
+        return found[0]
+    return {
+        "kind": "bundle",
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "runs_here": bundle.here(manifests),
+        "variants": found,
+    }
 
 
 def _facts(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlc import target
-from mlc.artifact import read_manifest
+from mlc.bundle import read_manifest
 from mlc.cache import open_cache
 from mlc.cpu import physical_cores
 from mlc.errors import RunError, TargetError, UsageError, did_you_mean

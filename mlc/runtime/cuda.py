@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc.artifact import GRAPH, PROGRAMS, load
+from mlc import bundle
+from mlc.artifact import GRAPH, PROGRAMS
 from mlc.codegen.graph import nbytes
 from mlc.errors import ArtifactError, RunError
-from mlc.gpu.device import INT32, INT64, TENSOR, Program, read
+from mlc.gpu.device import INT32, INT64, TENSOR, Program, architecture, read
 from mlc.model import TensorSpec
 from mlc.runtime.closing import Closing
 from mlc.runtime.driver_api import Driver
@@ -36,18 +37,22 @@ class CudaSession(Closing):
     def __init__(self, path: Path, driver: Callable[[], Any] = Driver):
         """Open an artifact for a GPU, its format and hashes checked before any code is loaded.
 
+        Of one for several targets that is the variant for the newest GPUs up to this one.
+
         Raises:
             ArtifactError: it is damaged, not for a GPU, or for a newer one than this.
             MissingToolError: there is no driver or no GPU.
         """
-        artifact = load(path, for_gpu=True)
+        bundle.require_gpu(path)  # that is said before a driver is asked for
+        self._driver = driver()
+        capability = self._driver.capability()
+        artifact = bundle.load(path, for_gpu=True, capability=capability)
         self.manifest = artifact.manifest
         signature = self.manifest["signature"]
         self.inputs, self.outputs = _specs(signature["inputs"]), _specs(signature["outputs"])
         self._graph = json.loads(bytes(artifact.members[GRAPH]))
         programs = read(bytes(artifact.members[PROGRAMS]))
-        self._driver = driver()
-        use_cubin = _fits(path, self.manifest["target"]["tvm"], self._driver.capability())
+        use_cubin = _fits(path, self.manifest["target"]["tvm"], capability)
         self._buffers = self._allocate()
         for storage, array in artifact.weights():
             self._driver.upload(self._buffers[storage], array)
@@ -155,13 +160,13 @@ def _fits(path: Path, target: str, capability: tuple[int, int]) -> bool:
     Raises:
         ArtifactError: the GPU is older than what the artifact was compiled for.
     """
-    sm = target.partition("-mcpu=sm_")[2].partition(" ")[0]
-    if not sm.isdigit():
+    wanted = architecture(target)
+    if wanted is None:
         raise ArtifactError(f"{path} does not say which GPUs it is for", "compile it again")
-    wanted, (major, minor) = divmod(int(sm), 10), capability
+    major, minor = capability
     if capability < wanted:
         raise ArtifactError(
-            f"{path} is for sm_{sm} and newer, and this GPU is sm_{major}{minor}",
+            f"{path} is for sm_{wanted[0]}{wanted[1]} and newer, and this GPU is sm_{major}{minor}",
             f"compile it for this one: `--target cuda --arch sm_{major}{minor}`",
         )
     return major == wanted[0]

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from mlc import tvm_env
-from mlc.artifact import GRAPH, LIBRARY, Artifact, load
+from mlc.artifact import GRAPH, LIBRARY, Artifact
+from mlc.bundle import load
 from mlc.cpu import physical_cores
 from mlc.errors import ArtifactError, RunError, did_you_mean
 from mlc.model import TensorSpec
@@ -103,20 +104,24 @@ class Session(Closing):
         return check_inputs(self.inputs, inputs)
 
 
-def open(path: str | Path, *, threads: int | None = None) -> Session:  # noqa: A001 - mlc.open
+def open(  # noqa: A001 - mlc.open
+    path: str | Path, *, threads: int | None = None, target: str | None = None
+) -> Session:
     """Open an artifact for running.
 
     Format, target, CPU features and the hash of every member are checked before any of its code
-    is loaded. Weights are mapped, not read.
+    is loaded. Weights are mapped, not read. Of an artifact for several targets the variant is opened
+    that uses most of this CPU's features.
 
     Args:
         path: the `.mlc` file.
         threads: size of TVM's thread pool (default: one per physical core).
+        target: names the variant to open, where there are several.
 
     Raises:
         ArtifactError: it is damaged, of a newer format, or for another machine.
     """
-    return Session(load(Path(path)), threads)
+    return Session(load(Path(path), target=target), threads)
 
 
 def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> list[Array]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc import ort_env
-from mlc.artifact import is_for_gpu, read_manifest
+from mlc import bundle, emulate, ort_env
+from mlc.artifact import is_for_gpu
 from mlc.errors import MismatchError, ModelError, RunError, one_line
 from mlc.events import Notice, OnEvent, ignore
 
@@ -258,22 +258,23 @@ def verify(
 
 
 def _opened(options: VerifyOptions, on_event: OnEvent) -> AnySession:
-    for_gpu = is_for_gpu(read_manifest(Path(options.artifact))["target"])
+    path = Path(options.artifact)
     if options.device == "cuda":
         from mlc.runtime.cuda import CudaSession
 
-        return CudaSession(Path(options.artifact))
-    if options.emulate and for_gpu:
+        return CudaSession(path)
+    if not options.emulate:
+        from mlc.runtime.session import open as open_session
+
+        return open_session(path, target=options.target)
+    target = options.target or emulate.only_variant(path)
+    if is_for_gpu(bundle.read_manifest(path, target)["target"]):
         from mlc.emulate.cuda import SimulatedSession
 
-        return SimulatedSession(Path(options.artifact))
-    if options.emulate:
-        from mlc.emulate.session import EmulatedSession
+        return SimulatedSession(path, target)
+    from mlc.emulate.session import EmulatedSession
 
-        return EmulatedSession(Path(options.artifact), on_event)
-    from mlc.runtime.session import open as open_session
-
-    return open_session(options.artifact)
+    return EmulatedSession(path, on_event, target)
 
 
 def compare_outputs(

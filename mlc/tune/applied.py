@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,11 +61,11 @@ def from_logs(logs: str | None, chosen: Target) -> Lookup:
     return lookup
 
 
-def state(logs: str | None) -> list[tuple[str, int, int]]:
-    """Return what changes whenever the logs do: name, size and time of each file."""
+def state(logs: str | None) -> list[tuple[str, str]]:
+    """Return what changes whenever the logs do, and only then: name and sha256 of each file."""
     files = [(root, file) for root in _roots(logs) for file in sorted(root.glob("*/*.jsonl"))]
     return [
-        (str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns)
+        (str(file.relative_to(root)), hashlib.sha256(file.read_bytes()).hexdigest())
         for root, file in files
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -505,4 +506,7 @@ def test_the_state_changes_with_the_logs(chosen: Target, tmp_path: Path) -> None
         states.append(applied.state(str(tmp_path)))
     assert states[0] == applied.state(str(applied.shipped()))
     assert states[1] != states[2]
+    for file in tmp_path.rglob("*.jsonl"):
+        os.utime(file, (0, 0))  # as a fresh checkout has other times
+    assert applied.state(str(tmp_path)) == states[2]
     assert str(tmp_path) not in states[1][0][0]  # the folder may move

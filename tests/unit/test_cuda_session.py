@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlc import artifact
+from mlc import artifact, bundle
 from mlc.artifact import Contents
 from mlc.emulate.cuda import SimulatedSession
 from mlc.emulate.ptx_machine import launch
@@ -208,6 +208,38 @@ def test_a_newer_gpu_gets_ptx(saved, monkeypatch, arch, loads):
         check(session)
     (code,) = FakeDriver.made[-1].loaded
     assert code == (b"\x7fELF code" if loads == "cubin" else ADD.encode() + b"\0")
+
+
+@pytest.mark.parametrize(("arch", "opens"), [((8, 6), "a100"), ((9, 0), "h100")])
+def test_of_several_targets_the_gpu_gets_its_newest(saved, tmp_path, monkeypatch, arch, opens):
+    newer = tmp_path / "h100.mlc"
+    newer.write_bytes(saved.read_bytes())
+    target = {**artifact.read_manifest(saved)["target"], "name": "h100", "tvm": "nvptx -mcpu=sm_90"}
+    artifact.rewrite_manifest(newer, {"target": target})
+    bundle.save([saved, newer], tmp_path / "both.mlc")
+    monkeypatch.setattr(FakeDriver, "arch", arch)
+    with CudaSession(tmp_path / "both.mlc", FakeDriver) as session:
+        assert session.manifest["target"]["name"] == opens
+        check(session)
+    with SimulatedSession(tmp_path / "both.mlc", "a100") as session:
+        check(session)
+    with pytest.raises(ArtifactError, match="nothing that this machine can run"):
+        open_session(tmp_path / "both.mlc")
+
+
+def test_a_cpus_artifact_needs_no_driver_to_be_refused(saved, tmp_path):
+    cpu = {"name": "old", "triple": "x86_64-linux-gnu", "features": []}
+    artifact.save(
+        Contents(
+            manifest={**artifact.read_manifest(saved), "target": cpu},
+            library=b"", graph=b"", weights=[],
+        ),
+        tmp_path / "cpu.mlc",
+    )  # fmt: skip
+    made = len(FakeDriver.made)
+    with pytest.raises(ArtifactError, match="is for a CPU"):
+        CudaSession(tmp_path / "cpu.mlc", FakeDriver)
+    assert len(FakeDriver.made) == made
 
 
 def test_an_older_gpu_is_refused_before_any_code_is_loaded(saved, monkeypatch):

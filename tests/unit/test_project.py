@@ -66,8 +66,8 @@ def test_no_trials_is_a_number(tmp_path: Path) -> None:
     ("text", "message", "hint"),
     [
         ("[modle]\n", "unknown section [modle]", "did you mean 'model'?"),
-        ("[bench]\n", "unknown section [bench]", "choices: model, tune"),
-        ("trials = 5\n", "unknown section [trials]", "choices: model, tune"),
+        ("[bench]\n", "unknown section [bench]", "choices: build, model, tune"),
+        ("trials = 5\n", "unknown section [trials]", "choices: build, model, tune"),
         ("model = 5\n", "[model]", ""),
         ("[[tune]]\ntrials = 5\n", "[tune]", ""),
         ("[tune]\ntrails = 5\n", "unknown entry 'trails' in [tune]", "did you mean 'trials'?"),

@@ -401,6 +401,7 @@ def test_the_cards_have_the_architectures_that_nvidia_lists() -> None:
 def test_an_architecture_is_a_target() -> None:
     assert resolve("cuda:sm_80").tvm == resolve("a100").tvm
     assert resolve("cuda:sm_80").name == "cuda-sm_80"
+    assert resolve("cuda:a100") == resolve("a100")
 
 
 @pytest.mark.parametrize(
