@@ -1,9 +1,10 @@
 """The artifact: one file that users ship.
 
 A plain zip, members stored, in this order: `manifest.json`, `library.so` (for a GPU its programs,
-`programs.json`, see `mlc.gpu.device`), `graph.json`, `weights.bin` (each weight, and the member itself, at a multiple of 64 bytes in the file, so that it
-can be mapped). Equal inputs give equal bytes: fixed dates, modes and order. The manifest holds size
-and sha256 of the other members; nothing is loaded before they were compared.
+`programs.json`, see `mlc.gpu.device`), `graph.json`, `weights.bin` (each weight, and the member
+itself, at a multiple of 64 bytes in the file, so that it can be mapped). Equal inputs give equal
+bytes: fixed dates, modes and order. The manifest holds size and sha256 of the other members;
+nothing is loaded before they were compared.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 FORMAT = 1
+BUCKETS_FORMAT = 2  # several shapes in one artifact; see `mlc.buckets`
 ALIGNMENT = 64
 MANIFEST, LIBRARY, GRAPH, WEIGHTS = "manifest.json", "library.so", "graph.json", "weights.bin"
 PROGRAMS = "programs.json"
@@ -46,6 +48,10 @@ _FORM = {  # what opening an artifact relies on; see `_fits`
     "members": dict.fromkeys((GRAPH, WEIGHTS), _MEMBER),
     "versions": {},
 }
+_BUCKET = {"dims": {}, "signature": _FORM["signature"], "graph": {"offset": int, "nbytes": int},
+           "weights": [{"storage": int, "weight": int}]}  # fmt: skip
+_BUCKETS_FORM = {**_FORM, "buckets": [_BUCKET], "padding": {"offered": [str], "refused": {}}}
+del _BUCKETS_FORM["signature"]  # each bucket has its own
 _DATE = (1980, 1, 1, 0, 0, 0)
 _CHUNK = 8 << 20
 
@@ -270,12 +276,13 @@ class _Mapped:
             version = int(manifest["format"])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise self._damaged("its manifest cannot be read") from None
-        if version > FORMAT:
+        if version > BUCKETS_FORMAT:
             raise ArtifactError(
-                f"{self.path} has format {version}, and this mlc reads up to {FORMAT}",
+                f"{self.path} has format {version}, and this mlc reads up to {BUCKETS_FORMAT}",
                 "update mlc: `pip install --upgrade mlc-compiler`",
             )
-        if not _fits(manifest, _FORM) or not self._holds_code(manifest):
+        form = _BUCKETS_FORM if version == BUCKETS_FORMAT else _FORM
+        if not _fits(manifest, form) or not self._holds_code(manifest):
             raise self._damaged("its manifest has another form than its format says")
         return dict(manifest)
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlc.artifact import GRAPH, PROGRAMS, load
+from mlc.buckets import view
 from mlc.codegen.graph import nbytes
 from mlc.errors import ArtifactError, RunError
 from mlc.gpu.device import INT32, INT64, TENSOR, Program, read
-from mlc.model import TensorSpec
+from mlc.model import specs
 from mlc.runtime.closing import Closing
 from mlc.runtime.driver_api import Driver
 from mlc.runtime.session import check_inputs
@@ -33,17 +34,19 @@ class CudaSession(Closing):
     the graph on one stream, and copies outputs out.
     """
 
-    def __init__(self, path: Path, driver: Callable[[], Any] = Driver):
+    def __init__(self, path: Path, driver: Callable[[], Any] = Driver, bucket: int = 0):
         """Open an artifact for a GPU, its format and hashes checked before any code is loaded.
+
+        Of several buckets the one at position `bucket`; each has its own weights on the GPU.
 
         Raises:
             ArtifactError: it is damaged, not for a GPU, or for a newer one than this.
             MissingToolError: there is no driver or no GPU.
         """
-        artifact = load(path, for_gpu=True)
+        artifact = view(load(path, for_gpu=True), bucket)
         self.manifest = artifact.manifest
         signature = self.manifest["signature"]
-        self.inputs, self.outputs = _specs(signature["inputs"]), _specs(signature["outputs"])
+        self.inputs, self.outputs = specs(signature["inputs"]), specs(signature["outputs"])
         self._graph = json.loads(bytes(artifact.members[GRAPH]))
         programs = read(bytes(artifact.members[PROGRAMS]))
         self._driver = driver()
@@ -165,10 +168,3 @@ def _fits(path: Path, target: str, capability: tuple[int, int]) -> bool:
             f"compile it for this one: `--target cuda --arch sm_{major}{minor}`",
         )
     return major == wanted[0]
-
-
-def _specs(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(name=entry["name"], shape=tuple(entry["shape"]), dtype=entry["dtype"])
-        for entry in entries
-    )

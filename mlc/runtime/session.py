@@ -13,9 +13,10 @@ import numpy as np
 
 from mlc import tvm_env
 from mlc.artifact import GRAPH, LIBRARY, Artifact, load
+from mlc.buckets import is_bucketed
 from mlc.cpu import physical_cores
 from mlc.errors import ArtifactError, RunError, did_you_mean
-from mlc.model import TensorSpec
+from mlc.model import TensorSpec, specs
 from mlc.runtime.closing import Closing
 
 Array = np.ndarray[Any, Any]
@@ -28,16 +29,17 @@ class Session(Closing):
     A session owns its buffers and is not thread-safe: one session per thread.
     """
 
-    def __init__(self, artifact: Artifact, threads: int | None = None):
+    def __init__(self, artifact: Artifact, threads: int | None = None, library: Any = None):
+        """`library` is the artifact's code where it is loaded already (see `load_library`)."""
         self.path = artifact.path
         self.manifest = artifact.manifest
         signature = artifact.manifest["signature"]
-        self.inputs = tuple(_spec(entry) for entry in signature["inputs"])
-        self.outputs = tuple(_spec(entry) for entry in signature["outputs"])
+        self.inputs, self.outputs = specs(signature["inputs"]), specs(signature["outputs"])
         self._artifact: Artifact | None = artifact
         tvm = tvm_env.runtime()
         set_threads(threads)
-        self._executor = _executor(tvm, artifact)
+        code = load_library(artifact) if library is None else library
+        self._executor = _executor(tvm, artifact, code)
         self._run = self._executor["run"]
         get_input, get_output = self._executor["get_input"], self._executor["get_output"]
         self._tensors = [get_input(f"input{k}") for k in range(len(self.inputs))]
@@ -62,7 +64,8 @@ class Session(Closing):
                 closed.
         """
         self._require_open()
-        for view, array in zip(self.input_views, self._ordered(inputs), strict=True):
+        arrays = check_inputs(self.inputs, in_order(self.inputs, inputs))
+        for view, array in zip(self.input_views, arrays, strict=True):
             np.copyto(view, array)
         self.run_in_place()
         return {
@@ -85,16 +88,6 @@ class Session(Closing):
         if self._artifact is None:
             raise RunError("the session is closed", f"open {self.path} again")
 
-    def _ordered(self, inputs: Mapping[str, Array] | Sequence[Array]) -> list[Array]:
-        if not isinstance(inputs, Mapping):
-            if len(inputs) != len(self.inputs):
-                raise RunError(
-                    f"the model has {len(self.inputs)} inputs, {len(inputs)} were given",
-                    "inputs: " + "; ".join(map(str, self.inputs)),
-                )
-            inputs = {spec.name: a for spec, a in zip(self.inputs, inputs, strict=True)}
-        return check_inputs(self.inputs, inputs)
-
 
 def open(path: str | Path, *, threads: int | None = None) -> Session:  # noqa: A001 - mlc.open
     """Open an artifact for running.
@@ -107,9 +100,31 @@ def open(path: str | Path, *, threads: int | None = None) -> Session:  # noqa: A
         threads: size of TVM's thread pool (default: one per physical core).
 
     Raises:
-        ArtifactError: it is damaged, of a newer format, or for another machine.
+        ArtifactError: it is damaged, of a newer format, for another machine, or has several buckets
+            (`mlc.open` and `runtime.buckets.open` take those, too).
     """
-    return Session(load(Path(path)), threads)
+    artifact = load(Path(path))
+    if is_bucketed(artifact.manifest):
+        raise ArtifactError(f"{path} was compiled for several shapes", "open it with `mlc.open`")
+    return Session(artifact, threads)
+
+
+def in_order(
+    specs: Sequence[TensorSpec], inputs: Mapping[str, Array] | Sequence[Array]
+) -> Mapping[str, Array]:
+    """Return inputs by name that may have been given in the order of `specs`.
+
+    Raises:
+        RunError: there are more or fewer of them.
+    """
+    if isinstance(inputs, Mapping):
+        return inputs
+    if len(inputs) != len(specs):
+        raise RunError(
+            f"the model has {len(specs)} inputs, {len(inputs)} were given",
+            "inputs: " + "; ".join(map(str, specs)),
+        )
+    return {spec.name: array for spec, array in zip(specs, inputs, strict=True)}
 
 
 def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> list[Array]:
@@ -163,18 +178,13 @@ def threads_in_use() -> int:
     return int(tvm_env.runtime().get_global_func("runtime.NumThreads")())
 
 
-def _spec(entry: Mapping[str, Any]) -> TensorSpec:
-    return TensorSpec(name=entry["name"], shape=tuple(entry["shape"]), dtype=entry["dtype"])
-
-
-def _executor(tvm: Any, artifact: Artifact) -> Any:
+def _executor(tvm: Any, artifact: Artifact, library: Any) -> Any:
     """Return a graph executor whose weights are views of the mapped artifact."""
     weights = {
         storage: tvm.nd.from_dlpack(array.__dlpack__())
         for storage, array in artifact.weights()
         if array.size
     }
-    library = _load_library(tvm, artifact.members[LIBRARY], artifact.path)
 
     def lookup(_module: Any, storage: int, _template: Any, _device: Any) -> Any:
         return weights.get(storage)
@@ -192,19 +202,20 @@ def _executor(tvm: Any, artifact: Artifact) -> Any:
         ) from error
 
 
-def _load_library(tvm: Any, code: memoryview, path: Path) -> Any:
+def load_library(artifact: Artifact) -> Any:
     """Load exactly the bytes whose hash was checked, through a private file that goes again.
 
     Each load needs a name of its own: the dynamic linker takes a known name for a known library.
     """
     with tempfile.TemporaryDirectory(prefix="mlc-") as folder:
         file = Path(folder) / "library.so"
-        file.write_bytes(code)
+        file.write_bytes(artifact.members[LIBRARY])
+        load_file = tvm_env.runtime().get_global_func("runtime.ModuleLoadFromFile")
         try:
-            return tvm.get_global_func("runtime.ModuleLoadFromFile")(str(file), "so")
+            return load_file(str(file), "so")
         except Exception as error:
             raise ArtifactError(
-                f"the code in {path} cannot be loaded: {tvm_env.reason(error)}",
+                f"the code in {artifact.path} cannot be loaded: {tvm_env.reason(error)}",
                 "compile it again; if the temporary folder forbids code, set TMPDIR",
             ) from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import TypeAlias
 
-    from mlc.emulate.cuda import SimulatedSession
-    from mlc.emulate.session import EmulatedSession
     from mlc.model import TensorSpec
     from mlc.options import VerifyOptions
-    from mlc.runtime.cuda import CudaSession
-    from mlc.runtime.session import Session
+    from mlc.runtime.buckets import BucketSession, OneSession
 
-    AnySession: TypeAlias = Session | EmulatedSession | SimulatedSession | CudaSession
+    AnySession: TypeAlias = OneSession | BucketSession
 
 Array = np.ndarray[Any, Any]
 
@@ -212,9 +209,11 @@ def verify(
     on_event: OnEvent = ignore,
     then: Callable[[Any], None] | None = None,
 ) -> Verification:
-    """Compare an artifact with the model that it was compiled from.
+    """Compare an artifact with the model that it was compiled from, in every bucket it has.
 
-    `then` gets the session while it is open, its inputs filled, the reference gone.
+    With several buckets the outputs' names say which; inputs that are given go to the bucket of
+    their shapes. `then` gets each session (each bucket's) while it is open, its inputs filled, the
+    reference gone.
 
     Raises:
         ArtifactError: the artifact cannot be opened.
@@ -229,47 +228,65 @@ def verify(
         _warn_if_other_model(session.manifest, Path(options.model), on_event)
         reference = Reference(Path(options.model))
         _require_same_names(session, reference, options)
-        bounds = session.manifest.get("index_bounds", {})
-        precision = session.manifest.get("precision", {})
-        rounds = []
-        if options.inputs:
-            rounds.append(sources.read(options.inputs, session.inputs))
-        else:
-            seeds = range(options.seed, options.seed + options.rounds)
-            rounds += [sources.random(session.inputs, seed, bounds) for seed in seeds]
-        checks = [
-            compare_outputs(session.outputs, session.run(feed), reference.run(feed), precision)
-            for feed in rounds
-        ]
+        given = sources.read(options.inputs, session.inputs) if options.inputs else None
+        sessions = _buckets(session) if given is None else [("", session)]
+        outputs: list[OutputCheck] = []
+        for label, one in sessions:
+            feeds = _feeds(one, options) if given is None else [given]
+            precision = one.manifest.get("precision", {})
+            found = [
+                compare_outputs(one.outputs, one.run(feed), reference.run(feed), precision)
+                for feed in feeds
+            ]
+            worst = map(_worst, zip(*found, strict=True))
+            outputs += [replace(check, name=check.name + label) for check in worst]
         name = reference.name
         del reference  # with its threads, which wait for work by spinning
         if then is not None:
-            then(session)
+            for _, one in sessions:
+                then(one)
     return Verification(
         reference=name,
         seed=options.seed,
-        rounds=len(rounds),
-        outputs=tuple(_worst(per_output) for per_output in zip(*checks, strict=True)),
+        rounds=1 if given is not None else options.rounds,
+        outputs=tuple(outputs),
     )
 
 
+def _buckets(session: AnySession) -> list[tuple[str, AnySession]]:
+    """Return what is verified one by one, with what the names of its outputs end in."""
+    from mlc.runtime.buckets import BucketSession
+
+    if not isinstance(session, BucketSession):
+        return [("", session)]
+    return [(f" ({bucket})", session.bucket(k)) for k, bucket in enumerate(session.buckets)]
+
+
+def _feeds(session: AnySession, options: VerifyOptions) -> list[dict[str, Array]]:
+    from mlc.runtime import inputs as sources
+
+    bounds = session.manifest.get("index_bounds", {})
+    seeds = range(options.seed, options.seed + options.rounds)
+    return [sources.random(session.inputs, seed, bounds) for seed in seeds]
+
+
 def _opened(options: VerifyOptions, on_event: OnEvent) -> AnySession:
-    for_gpu = is_for_gpu(read_manifest(Path(options.artifact))["target"])
+    from mlc.runtime import buckets
+
+    path = Path(options.artifact)
     if options.device == "cuda":
         from mlc.runtime.cuda import CudaSession
 
-        return CudaSession(Path(options.artifact))
-    if options.emulate and for_gpu:
+        return buckets.over(path, lambda bucket: CudaSession(path, bucket=bucket))
+    if options.emulate and is_for_gpu(read_manifest(path)["target"]):
         from mlc.emulate.cuda import SimulatedSession
 
-        return SimulatedSession(Path(options.artifact))
+        return buckets.over(path, lambda bucket: SimulatedSession(path, bucket))
     if options.emulate:
         from mlc.emulate.session import EmulatedSession
 
-        return EmulatedSession(Path(options.artifact), on_event)
-    from mlc.runtime.session import open as open_session
-
-    return open_session(options.artifact)
+        return buckets.over(path, lambda bucket: EmulatedSession(path, on_event, bucket))
+    return buckets.open(path)
 
 
 def compare_outputs(
