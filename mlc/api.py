@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mlc.bisection.run import BisectReport
     from mlc.multi_target import BundleReport
     from mlc.runtime.bench import BenchResult
+    from mlc.runtime.buckets import BucketSession
     from mlc.runtime.session import Session
     from mlc.runtime.verify import Verification
     from mlc.target import Target
@@ -45,7 +46,7 @@ class CompileReport:
 
     `coverage` says how much of the work in tunable kernels is tuned: shares `tuned` on this device,
     on an `other_device` of its class, by default (`fallback`); `by` "time" where the compiled model
-    was run and they differ, else by "FLOPs".
+    was run and they differ, else by "FLOPs". Of several buckets it is that of the least tuned one.
     """
 
     path: Path
@@ -75,7 +76,7 @@ def compile(  # noqa: A001 - the verb
         output: where the artifact goes (default: the model's name with `.mlc`, here).
         on_event: called with progress (`mlc.events`), from this thread.
         options: further fields of `mlc.options.CompileOptions`: `target` ("llvm"), `opt_level` (3),
-            `shapes` (("input:1,3,224,224",)), `records`, `verify` (True), `seed`, `cache`, `jobs`.
+            `shapes` (("input:1,3,224,224",), or with a bucket for each size ("batch=1,4",)), `records`, `verify` (True), `seed`, `cache`, `jobs`.
 
     Raises:
         ModelError, UnsupportedError: the model cannot be used.
@@ -130,15 +131,20 @@ def default_output(model: Path) -> Path:
     return Path(f"{model.stem or 'model'}.mlc")
 
 
-def open(path: str | Path, *, threads: int | None = None) -> Session:  # noqa: A001 - the verb
+def open(  # noqa: A001 - the verb
+    path: str | Path, *, threads: int | None = None
+) -> Session | BucketSession:
     """Open an artifact for running; see `mlc.runtime.session.Session.run`.
+
+    One that was compiled for several shapes gives a `mlc.runtime.buckets.BucketSession`: its `run`
+    takes inputs of any of them.
 
     Raises:
         ArtifactError: it is damaged, of a newer format, or for another machine.
     """
-    from mlc.runtime import session
+    from mlc.runtime import buckets
 
-    return session.open(path, threads=threads)
+    return buckets.open(path, threads=threads)
 
 
 def verify(

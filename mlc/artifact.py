@@ -1,9 +1,10 @@
 """The artifact: one file that users ship.
 
 A plain zip, members stored, in this order: `manifest.json`, `library.so` (for a GPU its programs,
-`programs.json`, see `mlc.gpu.device`), `graph.json`, `weights.bin` (each weight, and the member itself, at a multiple of 64 bytes in the file, so that it
-can be mapped). Equal inputs give equal bytes: fixed dates, modes and order. The manifest holds size
-and sha256 of the other members; nothing is loaded before they were compared.
+`programs.json`, see `mlc.gpu.device`), `graph.json`, `weights.bin` (each weight, and the member
+itself, at a multiple of 64 bytes in the file, so that it can be mapped). Equal inputs give equal
+bytes: fixed dates, modes and order. The manifest holds size and sha256 of the other members;
+nothing is loaded before they were compared.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = 1
+BUCKETS_FORMAT = 2  # several shapes in one artifact; see `mlc.buckets`
 ALIGNMENT = 64
 MANIFEST, LIBRARY, GRAPH, WEIGHTS = "manifest.json", "library.so", "graph.json", "weights.bin"
 PROGRAMS = "programs.json"
@@ -45,6 +47,10 @@ _FORM = {  # what opening an artifact relies on; see `fits`
     "members": dict.fromkeys((GRAPH, WEIGHTS), _MEMBER),
     "versions": {},
 }
+_BUCKET = {"dims": {}, "signature": _FORM["signature"], "graph": {"offset": int, "nbytes": int},
+           "weights": [{"storage": int, "weight": int}]}  # fmt: skip
+_BUCKETS_FORM = {**_FORM, "buckets": [_BUCKET], "padding": {"offered": [str], "refused": {}}}
+del _BUCKETS_FORM["signature"]  # each bucket has its own
 _DATE = (1980, 1, 1, 0, 0, 0)
 _CHUNK = 8 << 20
 
@@ -275,8 +281,9 @@ class Mapped:
 
     def manifest(self) -> dict[str, Any]:
         """Return the manifest, its form checked."""
-        manifest = self.read_json(MANIFEST, FORMAT)
-        if not fits(manifest, _FORM) or not self._holds_code(manifest):
+        manifest = self.read_json(MANIFEST, BUCKETS_FORMAT)
+        form = _BUCKETS_FORM if manifest["format"] == BUCKETS_FORMAT else _FORM
+        if not fits(manifest, form) or not self._holds_code(manifest):
             raise self.damaged("its manifest has another form than its format says")
         return manifest
 

@@ -12,7 +12,7 @@ from mlc import __version__, tvm_env
 from mlc import triple as triples
 from mlc.artifact import Contents
 from mlc.codegen.graph import Plan, plan, to_json
-from mlc.codegen.kernels import Kernel, Namer, Settings, compile_all, versions
+from mlc.codegen.kernels import Kernel, Namer, Settings, compile_all, is_gpu, versions
 from mlc.codegen.link import Linker, find_linker, link
 from mlc.cpu import CODEGEN_FEATURES
 from mlc.cpu_names import FEATURES
@@ -21,6 +21,8 @@ from mlc.events import OnEvent, Stage
 from mlc.gpu.device import join, read
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mlc.cache import Cache
     from mlc.model import Model
     from mlc.target import Target
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Library:
-    """Compiled code in memory: the linked library (for a GPU its programs), the plan that calls it, and its kernels."""
+    """Compiled code in memory: the linked library (for a GPU its programs), the plan that calls it, and its kernels.
+
+    Where linking was left to the caller, `code` is empty.
+    """
 
     code: bytes = field(repr=False)
     plan: Plan
@@ -112,9 +117,17 @@ def required_features(target: Target, llvm_target: Any) -> tuple[str, ...]:
 
 
 def build(
-    model: Model, settings: Settings, cache: Cache, jobs: int | None, on_event: OnEvent
+    model: Model,
+    settings: Settings,
+    cache: Cache,
+    jobs: int | None,
+    on_event: OnEvent,
+    *,
+    linked: bool = True,
 ) -> Library:
     """Return the code of a fused model: graph planned, kernels compiled in parallel, linked.
+
+    Without `linked` the kernels of a CPU are left as they are, for `code_of` over several models.
 
     Raises:
         BuildError: a kernel cannot be compiled, or linking failed.
@@ -142,11 +155,23 @@ def build(
             note=f"{fresh} compiled, {len(kernels) - fresh} from the cache",
         )
     )
-    if settings.gpu is not None:
-        programs = {kernel.symbol: kernel.code for kernel in kernels}
-        return Library(code=join(programs), plan=planned, kernels=tuple(kernels))
+    code = b""
+    if linked or settings.gpu is not None:
+        code = code_of(kernels, settings.target, on_event)
+    return Library(code=code, plan=planned, kernels=tuple(kernels))
+
+
+def code_of(kernels: Sequence[Kernel], target: Any, on_event: OnEvent) -> bytes:
+    """Return the code of kernels for a TVM target: a shared library, or for a GPU their programs.
+
+    Raises:
+        BuildError: linking failed.
+        MissingToolError: there is no linker.
+    """
+    if is_gpu(target):
+        return join({kernel.symbol: kernel.code for kernel in kernels})
     started = time.perf_counter()
-    linker = find_linker(str(settings.target.attrs.get("mtriple", "")))
+    linker = find_linker(str(target.attrs.get("mtriple", "")))
     code = _link(kernels, linker)
     on_event(
         Stage(
@@ -155,10 +180,10 @@ def build(
             note=f"{len(code) / 1e6:.1f} MB, by {linker.name}",
         )
     )
-    return Library(code=code, plan=planned, kernels=tuple(kernels))
+    return code
 
 
-def _link(kernels: list[Kernel], linker: Linker) -> bytes:
+def _link(kernels: Sequence[Kernel], linker: Linker) -> bytes:
     with tempfile.TemporaryDirectory(prefix="mlc-") as folder:
         objects = []
         for position, kernel in enumerate(sorted(kernels, key=lambda k: k.symbol)):

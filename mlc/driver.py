@@ -44,6 +44,7 @@ def compile_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
 
     Runs in a process of its own (see `isolate`). `output` must be set.
     """
+    from mlc import bucket_driver
     from mlc.frontend import onnx_file
 
     options = from_fields(fields)
@@ -61,7 +62,7 @@ def compile_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
             _say_unverified(report["manifest"], on_event)
         return report
     lookup = _lookup(options, chosen, on_event)
-    built = [build_model(options, chosen, file, cache, lookup, on_event).contents]
+    built = [bucket_driver.contents(options, chosen, file, cache, lookup, on_event)]
     if options.verify and artifact.misfit(built[0].manifest["target"], host_cpu()):
         _say_unverified(built[0].manifest, on_event)
         options = replace(options, verify=False)
@@ -87,7 +88,8 @@ def check_options(options: CompileOptions, output: Path) -> None:
     from mlc.frontend import shapes
     from mlc.passes.table import pipeline
 
-    shapes.parse(options.shapes)
+    if len(shapes.combinations(options.shapes)) > 1 and options.dump_ir is not None:
+        raise UsageError("--dump-ir shows one bucket", "give each dimension one size with --shape")
     if options.opt_level not in OPT_LEVELS:
         raise UsageError(f"there is no level -O{options.opt_level}", "use -O0, -O1, -O2 or -O3")
     pipeline(options.opt_level, without=options.without)
@@ -129,8 +131,12 @@ def build_model(
     cache: Cache,
     lookup: Lookup,
     on_event: OnEvent,
+    *,
+    linked: bool = True,
 ) -> Built:
     """Return the model of a file compiled with the records that `lookup` offers, not verified yet.
+
+    Without `linked` its contents lack the library (see `build.build`).
 
     Raises:
         MlcError: the model cannot be imported or built.
@@ -168,7 +174,7 @@ def build_model(
             without=options.without,
         )
     on_event(Stage(name="passes", seconds=time.perf_counter() - started, note=f"{len(ran)} ran"))
-    library = build.build(fused, settings, cache, options.jobs, on_event)
+    library = build.build(fused, settings, cache, options.jobs, on_event, linked=linked)
     if options.dump_ir is not None:
         from mlc.inspection import dump_kernel
 
@@ -200,16 +206,18 @@ def _write(
         GateError: records cover less than `require_tuned`.
         MismatchError: it computes something else than the model.
     """
+    from mlc.runtime import padding
     from mlc.tune import applied
 
     temporary = _beside(output)
-    coverage = applied.by_flops(contents.manifest["tuning"])
+    coverage = applied.least(contents.manifest)
     try:
         timed("write", on_event, partial(artifact.save, contents, temporary))
         del contents
         if options.verify:
             result, coverage = timed("verify", on_event, lambda: _verified(temporary, options))
-            artifact.rewrite_manifest(temporary, {"verification": result})
+            found = padding.facts(temporary, options, on_event)
+            artifact.rewrite_manifest(temporary, {"verification": result, **found})
         applied.require(coverage, options.require_tuned)
         temporary.replace(output)
     finally:
@@ -247,7 +255,7 @@ def _verified(path: Path, options: CompileOptions) -> tuple[dict[str, Any], Cove
     asked = VerifyOptions(artifact=str(path), model=options.model, seed=options.seed)
     result = verify(asked, then=look, same_model=True)
     require(result, "the compiled model")
-    return result.to_json(), found[0]
+    return result.to_json(), min(found, key=lambda coverage: coverage.tuned)
 
 
 def load(file: Any, shapes: tuple[str, ...], on_event: OnEvent) -> tuple[Any, Any]:
@@ -359,7 +367,7 @@ def _report(
     from mlc.tune import applied
 
     manifest = artifact.read_manifest(output)
-    known = json.loads(coverage) if coverage else asdict(applied.by_flops(manifest["tuning"]))
+    known = json.loads(coverage) if coverage else asdict(applied.least(manifest))
     return {
         "path": str(output),
         "bytes": output.stat().st_size,

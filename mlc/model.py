@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 from mlc.errors import one_line
 
@@ -18,6 +21,14 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{one_line(self.name)} {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+def specs(entries: Iterable[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+    """Return the inputs or the outputs in the signature of a manifest."""
+    return tuple(
+        TensorSpec(name=entry["name"], shape=tuple(entry["shape"]), dtype=entry["dtype"])
+        for entry in entries
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

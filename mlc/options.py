@@ -14,7 +14,8 @@ OPT_LEVELS = (0, 1, 2, 3)
 class CompileOptions:
     """What `mlc compile` is asked to do.
 
-    `shapes` holds `--shape` options as written (`name:1,3,224,224` or `batch=1`); `records` names
+    `shapes` holds `--shape` options as written (`name:1,3,224,224`, `batch=1`, or several sizes
+    `batch=1,4`: a bucket for each, in one artifact); `records` names
     an AutoTVM log whose configs are applied instead of those in the folder `logs` (None:
     `tuning_logs` here, if there is one); `require_tuned` is the share of the work that records of
     this very device must cover; `exact` refuses algorithms with other rounding errors than the
@@ -61,10 +62,12 @@ class RunOptions:
 class BenchOptions:
     """What `mlc bench` is asked to do; times in seconds.
 
-    `against` is None or "onnxruntime", which then needs `model`, the ONNX file.
+    `against` is None or "onnxruntime", which then needs `model`, the ONNX file. `shapes` choose one
+    of the artifact's buckets (the first, if empty).
     """
 
     artifact: str
+    shapes: tuple[str, ...] = ()
     model: str | None = None
     against: str | None = None
     warmup: float = 0.5
@@ -183,6 +186,7 @@ MAX_MANIFEST_BYTES = 64 << 20
 MAX_TENSOR_BYTES = 16 << 30
 MAX_TENSOR_RANK = 16
 MAX_MODEL_NODES = 200_000
+MAX_BUCKETS = 32  # combinations of sizes that one artifact is compiled for
 MAX_INPUT_FILE_BYTES = 8 << 30
 MAX_VARIANTS = 64  # of one artifact, for several targets
 

@@ -21,6 +21,7 @@ from mlc.bisection.search import BAD, GOOD, UNCLEAR
 from mlc.bisection.trial import OK, Outcome, Trials
 from mlc.errors import ModelError, UsageError
 from mlc.events import OnEvent, Stage
+from mlc.frontend import shapes
 from mlc.options import OPT_LEVELS, BisectOptions, CompileOptions
 from mlc.passes.table import pipeline
 
@@ -89,6 +90,7 @@ def bisect(options: BisectOptions, on_event: OnEvent) -> BisectReport:
 
 def _check(options: BisectOptions) -> None:
     output = Path(options.output)
+    shapes.parse(options.shapes)
     if options.opt_level not in OPT_LEVELS:
         raise UsageError(f"there is no level -O{options.opt_level}", "use -O0, -O1, -O2 or -O3")
     if output.suffix != ".onnx":

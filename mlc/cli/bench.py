@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlc.cli.options import shapes
 from mlc.options import BenchOptions
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ DEFAULTS = {field.name: field.default for field in fields(BenchOptions)}
     metavar="PEER",
     help="Time this too, in alternating blocks: onnxruntime. Needs --model.",
 )
+@shapes("Of an artifact for several shapes the one to time [default: the first].")
 @click.option("-m", "--model", help="The ONNX file that the artifact was compiled from.")
 @click.option(
     "--profile",
@@ -67,6 +69,7 @@ def bench(json_mode: bool, **asked: Any) -> None:
       mlc bench resnet18.mlc
       mlc bench resnet18.mlc --against onnxruntime --model resnet18.onnx
       mlc bench resnet18.mlc --profile --threads 1
+      mlc bench resnet18.mlc --shape batch=4
       mlc bench resnet18.mlc --json | jq .mlc.median
 
     Times drift with the machine's clock and load by 10-20 %, so compare two things only in one run:

@@ -21,7 +21,7 @@ DEFAULTS = {field.name: field.default for field in fields(BisectOptions)}
 )
 @click.option("-t", "--target", default=DEFAULTS["target"], help="See `mlc targets`.")
 @opt_level(DEFAULTS["opt_level"], "The level that is wrong; lower ones are tried.")
-@shapes()
+@shapes("As for `mlc compile`, one size for each dimension. Repeatable.")
 @click.option("--records", help="Apply the tuning records in this AutoTVM log.")
 @click.option("--logs", help="The folder of tuning logs [default: tuning_logs here, if any].")
 @click.option("--exact", is_flag=True, help="As for `mlc compile`.")

@@ -21,7 +21,7 @@ _BY = {
 
 @click.command()
 @click.argument("model")
-@shapes()
+@shapes("As for `mlc compile`; of several sizes each is checked. Repeatable.")
 @click.option("--json", "json_mode", is_flag=True, help="Result and progress as JSON.")
 def check(model: str, json_mode: bool, **asked: Any) -> None:
     """Say what would happen if an ONNX MODEL were compiled, in a second.
@@ -79,11 +79,26 @@ def _show(found: dict[str, Any]) -> None:
         "compiles": "yes, as far as names, types and shapes tell" if found["compiles"] else "no",
     }
     show_facts(found["path"], lines)
+    _show_buckets(found.get("buckets", []))
     rows = [
         [f"{row['count']}x", f"{row['domain'] or 'ai.onnx'}::{row['operator']}", _BY[row["by"]]]
         for row in sorted(found["support"], key=lambda row: (row["by"] != "", -row["count"]))
     ]
     show_table("operators of the file, and what converts them", "-count operator by", rows)
+
+
+def _show_buckets(buckets: list[dict[str, Any]]) -> None:
+    rows = [
+        [
+            ", ".join(f"{dim}={size}" for dim, size in bucket["dims"].items()),
+            "yes" if bucket["compiles"] else "no",
+            flops(bucket["estimate"]["flops"]) if bucket["estimate"] else "",
+            _memory(bucket["estimate"]) if bucket["estimate"] else "",
+        ]
+        for bucket in buckets
+    ]
+    if rows:
+        show_table("sizes that --shape lists", "bucket compiles -work memory", rows)
 
 
 def _memory(cost: dict[str, int]) -> str:

@@ -32,7 +32,10 @@ DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
     DEFAULTS["opt_level"],
     "0: every operator a kernel, 1: fusion, 2: and scale folding, 3: and layouts.",
 )
-@shapes()
+@shapes(
+    "Fix an input's shape, or a named dimension wherever it occurs; DIM=1,4 compiles for each size. "
+    "Repeatable."
+)
 @click.option("--records", help="Apply the tuning records in this AutoTVM log.")
 @click.option("--logs", help="The folder of tuning logs [default: tuning_logs here, if any].")
 @click.option(
@@ -86,7 +89,13 @@ def compile(json_mode: bool, quiet: bool, targets: tuple[str, ...], **asked: Any
       mlc compile resnet18.onnx --target cuda --arch sm_80
       mlc compile resnet18.onnx --target x86-64-v2 --target x86-64-v4 --target rpi4
       mlc compile bert.onnx --shape batch=1 --shape seq=128 --target x86-64-v3 -o bert.mlc
+      mlc compile model.onnx --shape batch=1,4,16
       mlc compile model.onnx --json | jq .manifest.verification.passed
+
+    With several sizes (at most 32 combinations) one artifact holds a bucket for each, and a run takes
+    the one whose shapes are exactly its inputs'. Inputs of other sizes are filled up with zeros to
+    the nearest larger bucket, and outputs cut, only along dimensions for which compiling found that
+    to agree with ONNX Runtime at sizes in between; else they are an error that lists the sizes.
     """  # fmt: skip
     from mlc import api, multi_target
     from mlc.cli.render import reporter
@@ -150,15 +159,14 @@ def _show(report: Any, heading: str, asked_to_verify: bool) -> None:
     manifest = report.manifest
     check = manifest["verification"]
     shares = report.coverage
-    calls = sum(kernel["calls"] for kernel in manifest["kernels"].values())
     tuned = (
         f"  tuning     {shares['tuned']:.0%} of the work tuned on this device, "
         f"{shares['other_device']:.0%} on others of its class, {shares['fallback']:.0%} by default "
-        f"(by {shares['by']})"
+        f"(by {shares['by']}{', of the least tuned bucket' if 'buckets' in manifest else ''})"
     )
     lines = [
         f"[bold]{escape(printable(heading))}[/bold]  {size(report.bytes)}, {manifest['target']['tvm']}",
-        f"  kernels    {len(manifest['kernels'])}, {calls} calls per run",
+        *_kernels(manifest),
         tuned,
     ]
     if check is None:
@@ -174,3 +182,23 @@ def _show(report: Any, heading: str, asked_to_verify: bool) -> None:
     lines.append(f"  time       {report.seconds:.2f} s, {how}")
     for line in lines:
         console().print(line, soft_wrap=True)
+
+
+def _kernels(manifest: dict[str, Any]) -> list[str]:
+    """Return how many kernels there are; of an artifact with buckets also these, and padding."""
+    from rich.markup import escape
+
+    from mlc.cli.tables import padding
+    from mlc.errors import printable
+
+    if "buckets" not in manifest:
+        calls = sum(kernel["calls"] for kernel in manifest["kernels"].values())
+        return [f"  kernels    {len(manifest['kernels'])}, {calls} calls per run"]
+    entries = manifest["buckets"]
+    every = {symbol for entry in entries for symbol in entry["kernels"]}
+    names = "; ".join(", ".join(f"{d}={n}" for d, n in entry["dims"].items()) for entry in entries)
+    return [
+        f"  buckets    {escape(printable(names))}",
+        f"  kernels    {len(every)} in all",
+        f"  padding    {escape(printable(padding(manifest['padding'])))}",
+    ]

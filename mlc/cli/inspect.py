@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mlc.cli.options import arch, opt_level, shapes, with_arch
-from mlc.cli.tables import flops, show_facts, show_table, tensor
+from mlc.cli.tables import flops, padding, show_facts, show_table, tensor
 from mlc.options import InspectOptions
 
 DEFAULTS = {field.name: field.default for field in fields(InspectOptions)}
@@ -26,7 +26,7 @@ _SHOWN_KERNELS = 12
 @click.option("-t", "--target", default=DEFAULTS["target"], help="See `mlc targets`.")
 @arch()
 @opt_level(DEFAULTS["opt_level"], "The level whose passes run; compare 0 with 3.")
-@shapes()
+@shapes("As for `mlc compile`, one size for each dimension. Repeatable.")
 @click.option("--json", "json_mode", is_flag=True, help="Result and progress as JSON.")
 def inspect(path: str, json_mode: bool, **asked: Any) -> None:
     """Show what a MODEL (ONNX) or an ARTIFACT holds, and what each pass makes of a model.
@@ -142,8 +142,7 @@ def _show_artifact(found: dict[str, Any]) -> None:
         "format": f"mlc artifact {found['format']}, {size(found['bytes'])}",
         "written by": f"mlc {found['mlc']}, {versions}",
         "model": f"{model.get('path')}, sha256 {str(model.get('sha256'))[:16]}",
-        "inputs": "\n".join(map(tensor, found["inputs"])),
-        "outputs": "\n".join(map(tensor, found["outputs"])),
+        **_shapes(found),
         "target": found["target"]["tvm"],
         "needs": ", ".join(found["target"]["features"]),
         "weights": f"{weights['tensors']} tensors, {size(weights['bytes'])}",
@@ -157,8 +156,36 @@ def _show_artifact(found: dict[str, Any]) -> None:
         else "no",
     }
     show_facts(found["path"], lines)
+    _show_buckets(found)
     _show_kernels(found)
     _show_resources(found)
+
+
+def _shapes(found: dict[str, Any]) -> dict[str, str]:
+    """Return the lines about inputs and outputs, and padding; the table of buckets has their sizes."""
+    lines = {side: "\n".join(map(tensor, found[side])) for side in ("inputs", "outputs")}
+    if "buckets" not in found:
+        return lines
+    lines = {f"{side} (first bucket)": text for side, text in lines.items()}
+    return {**lines, "padding": padding(found["padding"])}
+
+
+def _show_buckets(found: dict[str, Any]) -> None:
+    from mlc.cli.render import size
+
+    rows = [
+        [
+            ", ".join(f"{dim}={n}" for dim, n in bucket["dims"].items()),
+            flops(bucket["flops"]),
+            str(sum(kernel["calls"] for kernel in bucket["kernels"])),
+            size(bucket["parameters"]["bytes"]),
+            size(bucket["buffer_bytes"] or 0),
+        ]
+        for bucket in found.get("buckets", [])
+    ]
+    if rows:
+        title = "buckets; the kernels and figures beside are the first one's"
+        show_table(title, "bucket -work -calls -weights -buffers", rows)
 
 
 def _show_resources(found: dict[str, Any]) -> None:

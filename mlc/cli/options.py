@@ -64,5 +64,5 @@ def shapes(
 ) -> Decorator:
     """Return the option `-s`, described by `text`."""
     return click.option(
-        "-s", "--shape", "shapes", multiple=True, metavar="NAME:1,3,224,224|DIM=1", help=text
+        "-s", "--shape", "shapes", multiple=True, metavar="NAME:1,3,224,224|DIM=1[,4]", help=text
     )

@@ -42,6 +42,9 @@ def run(json_mode: bool, **asked: Any) -> None:
       mlc run resnet18.mlc --input image.npy
       mlc run bert.mlc -i ids=ids.npy -i mask=mask.npy -o out.npz
       mlc run model.mlc --random
+
+    An artifact for several shapes runs in the bucket of the inputs' shapes (with --random alone: the
+    first), and says which; see `mlc compile --help` for inputs of other sizes.
     """  # fmt: skip
     from mlc.cli.render import reporter
     from mlc.errors import printable

@@ -22,6 +22,12 @@ def flops(count: float) -> str:
     return f"{count:.2f} GFLOP"
 
 
+def padding(found: dict[str, Any]) -> str:
+    """Return what an artifact with buckets says of inputs whose sizes lie in between."""
+    along = f"along {', '.join(found['offered'])}" if found["offered"] else "none"
+    return "; ".join([along, *(f"not {dim}: {why}" for dim, why in found["refused"].items())])
+
+
 def show_facts(title: str, lines: dict[str, str | None]) -> None:
     """Print names and values as two columns; what has no value is left out."""
     from rich.table import Table

@@ -33,7 +33,7 @@ DEFAULTS = {field.name: field.default for field in fields(TuneOptions)}
 @click.option("--budget", help="Time, such as 20m, 90s or 1h; whichever ends first.")
 @click.option("-t", "--target", help="What to tune for [default: mlc.toml's, else llvm].")
 @opt_level(DEFAULTS["opt_level"], "As for `mlc compile`.")
-@shapes("As for `mlc compile`.")
+@shapes("As for `mlc compile`; of several sizes the tasks of all are tuned.")
 @click.option("--logs", help="Where records are kept [default: tuning_logs beside mlc.toml].")
 @click.option("--list", "list_only", is_flag=True, help="Show the tasks and measure nothing.")
 @click.option("--tasks", help="Only these: positions (0,2-4) or parts of their names.")

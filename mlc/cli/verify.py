@@ -50,6 +50,7 @@ def verify(json_mode: bool, **asked: Any) -> None:
     Per output: largest absolute and relative error, cosine similarity, NaN and infinity counts.
     Tolerances: float32 1e-3 relative + 1e-5 of the output's scale, float16 1e-2 + 2e-3,
     float64 1e-7 + 1e-9; integers and booleans must be equal. Exit code 9 on a mismatch.
+    Of an artifact for several shapes every bucket is compared (with --input: the inputs').
     """  # fmt: skip
     from mlc.cli.render import reporter
     from mlc.runtime import verify as verification

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlc.artifact import GRAPH, PROGRAMS
+from mlc.buckets import view
 from mlc.bundle import load
 from mlc.codegen.graph import nbytes
 from mlc.emulate.ptx_machine import launch
@@ -18,7 +19,7 @@ from mlc.emulate.ptx_memory import Memory
 from mlc.emulate.ptx_text import entries
 from mlc.errors import RunError
 from mlc.gpu.device import INT32, INT64, TEMPORARY, TENSOR, Program, read
-from mlc.model import TensorSpec
+from mlc.model import specs
 from mlc.runtime.closing import Closing
 from mlc.runtime.session import check_inputs
 
@@ -52,22 +53,16 @@ def run_program(program: Program, tensors: Sequence[Array]) -> None:
 class SimulatedSession(Closing):
     """A model that can be run, very slowly; as much of `mlc.runtime.Session` as `verify` uses."""
 
-    def __init__(self, path: Path, target: str | None = None):
-        """Open an artifact for a GPU, its format and hashes checked; see `bundle.load`.
+    def __init__(self, path: Path, target: str | None = None, bucket: int = 0):
+        """Open an artifact (of several buckets one) for a GPU, its format and hashes checked; see `bundle.load`.
 
         Raises:
             ArtifactError: it is damaged, or not for a GPU.
         """
-        artifact = load(path, target=target, for_gpu=True)
+        artifact = view(load(path, target=target, for_gpu=True), bucket)
         self.manifest = artifact.manifest
         signature = self.manifest["signature"]
-        self.inputs, self.outputs = (
-            tuple(
-                TensorSpec(name=e["name"], shape=tuple(e["shape"]), dtype=e["dtype"])
-                for e in signature[side]
-            )
-            for side in ("inputs", "outputs")
-        )
+        self.inputs, self.outputs = specs(signature["inputs"]), specs(signature["outputs"])
         self._programs = read(bytes(artifact.members[PROGRAMS]))
         self._graph = json.loads(bytes(artifact.members[GRAPH]))
         self._weights = dict(artifact.weights())

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlc.artifact import GRAPH, LIBRARY, WEIGHTS
+from mlc.buckets import view
 from mlc.bundle import load, read_manifest
 from mlc.cache import open_cache
 from mlc.emulate import can_run_in_qemu
 from mlc.emulate.runner import Runner
 from mlc.errors import RunError, UsageError
 from mlc.events import Notice
-from mlc.model import TensorSpec
+from mlc.model import TensorSpec, specs
 from mlc.runtime.closing import Closing
 from mlc.runtime.session import check_inputs
 
@@ -31,8 +32,8 @@ Array = np.ndarray[Any, Any]
 class EmulatedSession(Closing):
     """A model that can be run, slowly; as much of `mlc.runtime.Session` as `verify` uses."""
 
-    def __init__(self, path: Path, on_event: OnEvent, name: str | None = None):
-        """Open an artifact, of several variants the one for the target `name`, its hashes checked.
+    def __init__(self, path: Path, on_event: OnEvent, name: str | None = None, bucket: int = 0):
+        """Open an artifact, its hashes checked: of several variants the one for the target `name`, of several buckets one.
 
         CPU features that the emulator lacks are only said: where code does use one of them, the run
         ends with an illegal instruction, which is an error as well.
@@ -54,11 +55,11 @@ class EmulatedSession(Closing):
         if missing:
             text = f"the emulator does not claim to have {', '.join(sorted(missing))}"
             on_event(Notice(text=f"{text}: code that uses it would fail in it", level="warning"))
-        self._artifact = load(path, replace(cpu, features=cpu.features | missing), target=name)
+        cpu = replace(cpu, features=cpu.features | missing)
+        self._artifact = view(load(path, cpu, target=name), bucket)
         self.manifest = self._artifact.manifest
         signature = self.manifest["signature"]
-        self.inputs = tuple(_spec(entry) for entry in signature["inputs"])
-        self.outputs = tuple(_spec(entry) for entry in signature["outputs"])
+        self.inputs, self.outputs = specs(signature["inputs"]), specs(signature["outputs"])
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once; return fresh arrays by output name.
@@ -89,10 +90,6 @@ class EmulatedSession(Closing):
     def close(self) -> None:
         """Delete what was written for the emulator."""
         self._runner.close()
-
-
-def _spec(entry: Mapping[str, Any]) -> TensorSpec:
-    return TensorSpec(name=entry["name"], shape=tuple(entry["shape"]), dtype=entry["dtype"])
 
 
 def _read(path: Path, spec: TensorSpec) -> Array:

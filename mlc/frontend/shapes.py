@@ -1,11 +1,14 @@
 """Give every input a fixed shape: what the user asked for, else 1 for batch-like dimensions.
 
 The graph executor needs fixed shapes. `--shape` takes two forms: `input:1,3,224,224` sets a whole
-input, `batch=4` sets a named dimension wherever it occurs.
+input, `batch=4` sets a named dimension wherever it occurs. `batch=1,4` lists sizes to compile for:
+`combinations` makes plain options of every combination, which the stages then get one by one.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +17,7 @@ import onnx
 
 from mlc.errors import ModelError, UsageError, did_you_mean
 from mlc.events import Notice, OnEvent
+from mlc.options import MAX_BUCKETS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,30 +42,83 @@ class ShapeRequest:
     dims: dict[str, int]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Combination:
+    """One of the combinations of sizes that a model is compiled for: a bucket of the artifact.
+
+    `options` are plain `--shape` options; `dims` the sizes of the dimensions for which several were
+    listed (none where this is the only one).
+    """
+
+    dims: dict[str, int]
+    options: tuple[str, ...]
+
+
 def parse(options: Sequence[str]) -> ShapeRequest:
     """Return what the `--shape` options ask for.
 
     Raises:
-        UsageError: an option has neither form or a size beyond what a tensor can have, or two
-            options contradict each other.
+        UsageError: an option has neither form or a size beyond what a tensor can have, two options
+            contradict each other, or one lists several sizes (see `combinations`).
     """
+    inputs, dims = _read(options)
+    for name, sizes in dims.items():
+        if len(sizes) > 1:
+            raise UsageError(
+                f"--shape gives {name!r} {len(sizes)} sizes, and here it can have only one",
+                "`mlc compile`, `check` and `tune` take several; here write "
+                + option(f"{name}={sizes[0]}"),
+            )
+    return ShapeRequest(inputs=inputs, dims={name: sizes[0] for name, sizes in dims.items()})
+
+
+def combinations(options: Sequence[str]) -> tuple[Combination, ...]:
+    """Return every combination of the sizes that the options list, in their order.
+
+    Raises:
+        UsageError: as `parse`, but for several sizes; or there are more than `MAX_BUCKETS`.
+    """
+    inputs, dims = _read(options)
+    listed = {name: sizes for name, sizes in dims.items() if len(sizes) > 1}
+    count = math.prod(map(len, listed.values()))
+    if count > MAX_BUCKETS:
+        raise UsageError(
+            f"--shape asks for {count} combinations of sizes, and {MAX_BUCKETS} are the most",
+            "list fewer sizes, or compile two artifacts",
+        )
+    if not listed:
+        return (Combination(dims={}, options=tuple(options)),)
+    same = [f"{name}:{','.join(map(str, shape))}" for name, shape in inputs.items()]
+    same += [f"{name}={sizes[0]}" for name, sizes in dims.items() if name not in listed]
+    found = []
+    for sizes in itertools.product(*listed.values()):
+        chosen = dict(zip(listed, sizes, strict=True))
+        own = (f"{name}={size}" for name, size in chosen.items())
+        found.append(Combination(dims=chosen, options=(*same, *own)))
+    return tuple(found)
+
+
+def _read(
+    options: Sequence[str],
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """Return the shape of each whole input, and the sizes of each dimension, each size once."""
     inputs: dict[str, tuple[int, ...]] = {}
-    dims: dict[str, int] = {}
+    dims: dict[str, tuple[int, ...]] = {}
     for option in options:
         name, colon, sizes = option.rpartition(":")
         dim, equals, size = option.rpartition("=")
         if colon and re.fullmatch(r"(\d+(,\d+)*)?", sizes.replace(" ", "")):
             # A whole input may be empty: the past that a text generator starts without, say.
             _set(inputs, name, tuple(_size(n, 0) for n in sizes.split(",") if n.strip()))
-        elif equals and size.strip().isdecimal():
-            _set(dims, dim, _size(size, 1))
+        elif equals and all(part.strip().isdecimal() for part in size.split(",")):
+            _set(dims, dim, tuple(dict.fromkeys(_size(n, 1) for n in size.split(","))))
         else:
             raise UsageError(
                 f"--shape {option!r} is not understood",
-                "write `--shape input:1,3,224,224` (a whole input) or `--shape batch=1` (a "
-                "named dimension)",
+                "write `--shape input:1,3,224,224` (a whole input), `--shape batch=1` (a named "
+                "dimension) or `--shape batch=1,4,16` (several sizes, one artifact)",
             )
-    return ShapeRequest(inputs=inputs, dims=dims)
+    return inputs, dims
 
 
 def _set(values: dict[str, _T], name: str, value: _T) -> None:

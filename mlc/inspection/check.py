@@ -7,6 +7,7 @@ names, types and shapes tell: a converter may still refuse an attribute, a pass 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,11 @@ from mlc.inspection.static import Problem, not_static
 from mlc.options import CheckOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mlc.frontend.onnx_file import OnnxFile
+
+_LISTS = ("unsupported", "problems", "open_shapes", "chosen")
 
 
 def check_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
@@ -33,6 +38,10 @@ def check_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     `estimate.Estimate`; with sizes from `open_shapes` where there are some, null where the import
     does not get that far). `unsupported` holds what is left after the import, not what the file has.
 
+    Where `--shape` lists sizes, each combination is checked: `buckets` has for each its sizes
+    (`dims`), `compiles` and `estimate`; `problems`, `open_shapes` and `chosen` are those of all,
+    `estimate` is the first one's.
+
     Runs in a process of its own (see `isolate`).
 
     Raises:
@@ -40,13 +49,36 @@ def check_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
         UsageError: a `--shape` option is wrong.
     """
     options = CheckOptions(**{**fields, "shapes": tuple(fields["shapes"])})
-    request = shapes.parse(options.shapes)
+    wanted = shapes.combinations(options.shapes)
     file = onnx_file.read(Path(options.path))
+    found = [_check(file, shapes.parse(one.options), on_event) for one in wanted]
     answer = {
         **facts(file),
         "path": options.path,
         "support": list(map(asdict, support(file.proto))),
+        **found[0],
     }
+    if len(wanted) == 1:
+        return answer
+    buckets = [
+        {"dims": one.dims, "compiles": entry["compiles"], "estimate": entry["estimate"]}
+        for one, entry in zip(wanted, found, strict=True)
+    ]
+    joined = {name: _distinct(entry[name] for entry in found) for name in _LISTS}
+    return {**answer, **joined, "compiles": not joined["problems"], "buckets": buckets}
+
+
+def _distinct(lists: Iterable[list[Any]]) -> list[Any]:
+    """Return what occurs in any of the lists, once."""
+    found: list[Any] = []
+    for entry in itertools.chain.from_iterable(lists):
+        if entry not in found:
+            found.append(entry)
+    return found
+
+
+def _check(file: OnnxFile, request: shapes.ShapeRequest, on_event: OnEvent) -> dict[str, Any]:
+    """Return the part of the answer that depends on the shapes."""
     problems: list[Problem] = []
     chosen: list[str] = []
 
@@ -65,7 +97,6 @@ def check_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     ]
     problems += not_static(flat)
     return {
-        **answer,
         "unsupported": [asdict(entry) for entry in left],
         "compiles": not problems,
         "problems": [asdict(problem) for problem in problems],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mlc.buckets import is_bucketed, read
 from mlc.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
 def inspect_artifact(path: Path, target: str | None = None) -> dict[str, Any]:
     """Return what an artifact holds, as JSON data; sizes in bytes, FLOPs per run.
 
-    Of one for several targets: each variant and which runs here, or the one for `target`. The members' hashes are not checked (`mlc run` and `mlc verify` do), and the artifact may be for
+    Of one for several targets: each variant and which runs here, or the one for `target`. Of one for
+    several shapes `buckets` lists each with its sizes (`dims`), and `padding` says what is done with
+    sizes in between; the other entries are the first one's, `parameters` what all need together. The
+    members' hashes are not checked (`mlc run` and `mlc verify` do), and the artifact may be for
     another machine.
 
     Raises:
@@ -27,7 +31,7 @@ def inspect_artifact(path: Path, target: str | None = None) -> dict[str, Any]:
         manifests = bundle.read_manifests(path)
     try:
         found = [_facts(path, manifest) for manifest in manifests]
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise ArtifactError(
             f"{path} cannot be shown: its manifest has another form than its format says",
             "compile it again",
@@ -44,6 +48,48 @@ def inspect_artifact(path: Path, target: str | None = None) -> dict[str, Any]:
 
 
 def _facts(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    if not is_bucketed(manifest):
+        return {**_of_all(path, manifest), **_of_one(manifest, manifest["weights"])}
+    read(path, manifest)  # checks them
+    entries, weights = manifest["buckets"], manifest["weights"]
+    first = _of_one(entries[0], weights)
+    return {
+        **_of_all(path, manifest),
+        **first,
+        "buckets": [
+            {
+                "dims": dict(entry["dims"]),
+                **_of_one(entry, [weights[use["weight"]] for use in entry["weights"]]),
+            }
+            for entry in entries
+        ],
+        "padding": {
+            "offered": list(manifest["padding"]["offered"]),
+            "refused": {str(d): str(why) for d, why in manifest["padding"]["refused"].items()},
+        },
+    }
+
+
+def _of_all(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return what holds for all buckets."""
+    return {
+        "kind": "artifact",
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "format": manifest["format"],
+        "mlc": manifest.get("mlc"),
+        "versions": dict(manifest["versions"]),
+        "model": dict(manifest.get("model", {})),
+        "target": {**manifest["target"], "features": list(manifest["target"]["features"])},
+        "opt_level": manifest.get("opt_level"),
+        "precision": manifest.get("precision"),
+        "verification": manifest.get("verification"),
+        "members": {name: dict(facts) for name, facts in manifest["members"].items()},
+    }
+
+
+def _of_one(entry: dict[str, Any], weights: list[dict[str, int]]) -> dict[str, Any]:
+    """Return what the manifest says of one bucket (of an artifact without: of itself)."""
     kernels: list[dict[str, Any]] = [
         {
             "symbol": str(symbol),
@@ -55,34 +101,22 @@ def _facts(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
                 for name, found in kernel.get("resources", {}).items()
             },
         }
-        for symbol, kernel in manifest.get("kernels", {}).items()
+        for symbol, kernel in entry.get("kernels", {}).items()
     ]
-    signature, weights = manifest["signature"], manifest["weights"]
+    signature = entry["signature"]
     return {
-        "kind": "artifact",
-        "path": str(path),
-        "bytes": path.stat().st_size,
-        "format": manifest["format"],
-        "mlc": manifest.get("mlc"),
-        "versions": dict(manifest["versions"]),
-        "model": dict(manifest.get("model", {})),
         "inputs": [_tensor(spec) for spec in signature["inputs"]],
         "outputs": [_tensor(spec) for spec in signature["outputs"]],
-        "target": {**manifest["target"], "features": list(manifest["target"]["features"])},
-        "opt_level": manifest.get("opt_level"),
-        "precision": manifest.get("precision"),
-        "passes": list(manifest.get("passes", [])),
+        "passes": list(entry.get("passes", [])),
         "flops": sum(kernel["calls"] * kernel["flops"] for kernel in kernels),
         "kernels": sorted(kernels, key=lambda k: -k["calls"] * k["flops"]),
         "parameters": {
             "tensors": len(weights),
             "bytes": sum(int(weight["nbytes"]) for weight in weights),
         },
-        "buffer_bytes": manifest.get("buffer_bytes"),
-        "tuning": manifest.get("tuning"),
-        "index_bounds": manifest.get("index_bounds"),
-        "verification": manifest.get("verification"),
-        "members": {name: dict(facts) for name, facts in manifest["members"].items()},
+        "buffer_bytes": entry.get("buffer_bytes"),
+        "tuning": entry.get("tuning"),
+        "index_bounds": entry.get("index_bounds"),
     }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mlc import target, tvm_env
 from mlc.errors import BuildError, ModelError, UsageError
 from mlc.events import OnEvent, Progress
+from mlc.frontend import shapes
 from mlc.inspection.dump import PassDump, dump_kernel
 from mlc.inspection.facts import facts
 from mlc.inspection.graph import GraphRows
@@ -62,6 +63,7 @@ def inspect_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
 
 
 def _check(options: InspectOptions) -> None:
+    shapes.parse(options.shapes)
     if options.opt_level not in OPT_LEVELS:
         raise UsageError(f"there is no level -O{options.opt_level}", "use -O0, -O1, -O2 or -O3")
     if options.kernel is not None and options.dump_ir is None:

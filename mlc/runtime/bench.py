@@ -31,8 +31,8 @@ from mlc.errors import RunError, TargetError, UsageError, did_you_mean
 from mlc.events import Notice, OnEvent, Stage, ignore
 from mlc.runtime import inputs as sources
 from mlc.runtime import profile as profiling
+from mlc.runtime.buckets import open_one
 from mlc.runtime.session import Session, threads_in_use
-from mlc.runtime.session import open as open_session
 from mlc.runtime.timing import CROWDED, Comparison, Side, Timing, compare, interleave
 from mlc.runtime.verify import Reference, warn_if_other_model
 from mlc.tune.peak import peak_gflops
@@ -78,7 +78,8 @@ def bench(options: BenchOptions, on_event: OnEvent = ignore) -> BenchResult:
     (see `timing.interleave`).
 
     Raises:
-        UsageError: an unknown peer, a peer without its model, or a number out of range.
+        UsageError: an unknown peer, a peer without its model, a number out of range, or `shapes`
+            that no bucket has.
         ArtifactError: the artifact cannot be opened.
         ModelError: the peer cannot load the model.
         RunError: the peer cannot run the model, or it is another model.
@@ -86,7 +87,7 @@ def bench(options: BenchOptions, on_event: OnEvent = ignore) -> BenchResult:
     check_options(options)
     _warn_if_loaded(on_event)
     asked = options.threads or physical_cores()
-    with open_session(options.artifact, threads=asked) as session:
+    with open_one(options.artifact, options.shapes, threads=asked) as session:
         threads = _threads(asked, on_event)
         arrays = sources.random(
             session.inputs, options.seed, session.manifest.get("index_bounds", {})

@@ -10,10 +10,11 @@ import numpy as np
 
 from mlc import bundle
 from mlc.artifact import GRAPH, PROGRAMS
+from mlc.buckets import view
 from mlc.codegen.graph import nbytes
 from mlc.errors import ArtifactError, RunError
 from mlc.gpu.device import INT32, INT64, TENSOR, Program, architecture, read
-from mlc.model import TensorSpec
+from mlc.model import specs
 from mlc.runtime.closing import Closing
 from mlc.runtime.driver_api import Driver
 from mlc.runtime.session import check_inputs
@@ -34,10 +35,11 @@ class CudaSession(Closing):
     the graph on one stream, and copies outputs out.
     """
 
-    def __init__(self, path: Path, driver: Callable[[], Any] = Driver):
+    def __init__(self, path: Path, driver: Callable[[], Any] = Driver, bucket: int = 0):
         """Open an artifact for a GPU, its format and hashes checked before any code is loaded.
 
-        Of one for several targets that is the variant for the newest GPUs up to this one.
+        Of one for several targets that is the variant for the newest GPUs up to this one, of several
+        buckets the one at position `bucket`; each has its own weights on the GPU.
 
         Raises:
             ArtifactError: it is damaged, not for a GPU, or for a newer one than this.
@@ -46,10 +48,10 @@ class CudaSession(Closing):
         bundle.require_gpu(path)  # that is said before a driver is asked for
         self._driver = driver()
         capability = self._driver.capability()
-        artifact = bundle.load(path, for_gpu=True, capability=capability)
+        artifact = view(bundle.load(path, for_gpu=True, capability=capability), bucket)
         self.manifest = artifact.manifest
         signature = self.manifest["signature"]
-        self.inputs, self.outputs = _specs(signature["inputs"]), _specs(signature["outputs"])
+        self.inputs, self.outputs = specs(signature["inputs"]), specs(signature["outputs"])
         self._graph = json.loads(bytes(artifact.members[GRAPH]))
         programs = read(bytes(artifact.members[PROGRAMS]))
         use_cubin = _fits(path, self.manifest["target"]["tvm"], capability)
@@ -170,10 +172,3 @@ def _fits(path: Path, target: str, capability: tuple[int, int]) -> bool:
             f"compile it for this one: `--target cuda --arch sm_{major}{minor}`",
         )
     return major == wanted[0]
-
-
-def _specs(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(name=entry["name"], shape=tuple(entry["shape"]), dtype=entry["dtype"])
-        for entry in entries
-    )

@@ -13,12 +13,13 @@ import numpy as np
 
 from mlc import tvm_env
 from mlc.artifact import GRAPH, LIBRARY, Artifact
+from mlc.buckets import is_bucketed
 from mlc.bundle import load
 from mlc.cpu import physical_cores
 from mlc.errors import ArtifactError, RunError, did_you_mean
-from mlc.model import TensorSpec
+from mlc.model import TensorSpec, specs
 from mlc.runtime.closing import Closing
-from mlc.runtime.tvm_runtime import Function, Module, Runtime, Tensor, TvmError, runtime
+from mlc.runtime.tvm_runtime import Function, Module, Tensor, TvmError, runtime
 
 Array = np.ndarray[Any, Any]
 _CPU = 1  # DLPack's kDLCPU
@@ -31,15 +32,15 @@ class Session(Closing):
     A session owns its buffers and is not thread-safe: one session per thread.
     """
 
-    def __init__(self, artifact: Artifact, threads: int | None = None):
+    def __init__(self, artifact: Artifact, threads: int | None = None, library: Any = None):
+        """`library` is the artifact's code where it is loaded already (see `load_library`)."""
         self.path = artifact.path
         self.manifest = artifact.manifest
         signature = artifact.manifest["signature"]
-        self.inputs = tuple(_spec(entry) for entry in signature["inputs"])
-        self.outputs = tuple(_spec(entry) for entry in signature["outputs"])
+        self.inputs, self.outputs = specs(signature["inputs"]), specs(signature["outputs"])
         self._artifact: Artifact | None = artifact
         set_threads(threads)
-        self._executor: Module | None = executor(artifact, "tvm.graph_executor.create")
+        self._executor: Module | None = executor(artifact, "tvm.graph_executor.create", library)
         self._run: Function | None = self._executor["run"]
         get_input, get_output = self._executor["get_input"], self._executor["get_output"]
         self._tensors = [get_input(f"input{k}") for k in range(len(self.inputs))]
@@ -68,7 +69,8 @@ class Session(Closing):
                 closed.
         """
         self._require_open()
-        for view, array in zip(self.input_views, self._ordered(inputs), strict=True):
+        arrays = check_inputs(self.inputs, in_order(self.inputs, inputs))
+        for view, array in zip(self.input_views, arrays, strict=True):
             np.copyto(view, array)
         self.run_in_place()
         return {
@@ -93,16 +95,6 @@ class Session(Closing):
         if self._artifact is None:
             raise RunError("the session is closed", f"open {self.path} again")
 
-    def _ordered(self, inputs: Mapping[str, Array] | Sequence[Array]) -> list[Array]:
-        if not isinstance(inputs, Mapping):
-            if len(inputs) != len(self.inputs):
-                raise RunError(
-                    f"the model has {len(self.inputs)} inputs, {len(inputs)} were given",
-                    "inputs: " + "; ".join(map(str, self.inputs)),
-                )
-            inputs = {spec.name: a for spec, a in zip(self.inputs, inputs, strict=True)}
-        return check_inputs(self.inputs, inputs)
-
 
 def open(  # noqa: A001 - mlc.open
     path: str | Path, *, threads: int | None = None, target: str | None = None
@@ -119,9 +111,31 @@ def open(  # noqa: A001 - mlc.open
         target: names the variant to open, where there are several.
 
     Raises:
-        ArtifactError: it is damaged, of a newer format, or for another machine.
+        ArtifactError: it is damaged, of a newer format, for another machine, or has several buckets
+            (`mlc.open` and `runtime.buckets.open` take those, too).
     """
-    return Session(load(Path(path), target=target), threads)
+    artifact = load(Path(path), target=target)
+    if is_bucketed(artifact.manifest):
+        raise ArtifactError(f"{path} was compiled for several shapes", "open it with `mlc.open`")
+    return Session(artifact, threads)
+
+
+def in_order(
+    specs: Sequence[TensorSpec], inputs: Mapping[str, Array] | Sequence[Array]
+) -> Mapping[str, Array]:
+    """Return inputs by name that may have been given in the order of `specs`.
+
+    Raises:
+        RunError: there are more or fewer of them.
+    """
+    if isinstance(inputs, Mapping):
+        return inputs
+    if len(inputs) != len(specs):
+        raise RunError(
+            f"the model has {len(specs)} inputs, {len(inputs)} were given",
+            "inputs: " + "; ".join(map(str, specs)),
+        )
+    return {spec.name: array for spec, array in zip(specs, inputs, strict=True)}
 
 
 def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> list[Array]:
@@ -175,21 +189,18 @@ def threads_in_use() -> int:
     return int(runtime().function("runtime.NumThreads")())
 
 
-def _spec(entry: Mapping[str, Any]) -> TensorSpec:
-    return TensorSpec(name=entry["name"], shape=tuple(entry["shape"]), dtype=entry["dtype"])
-
-
-def executor(artifact: Artifact, create: str) -> Module:
+def executor(artifact: Artifact, create: str, library: Module | None = None) -> Module:
     """Return a graph executor whose weights are views of the mapped artifact.
 
-    `create` names the function that makes it: the debugger's takes the same arguments.
+    `create` names the function that makes it: the debugger's takes the same arguments. `library` is
+    the artifact's code where it is loaded already.
 
     Raises:
         ArtifactError: its code or its graph cannot be loaded.
     """
     tvm = runtime()
     weights = {key: tvm.tensor(array) for key, array in artifact.weights() if array.size}
-    library = _load_library(tvm, artifact.members[LIBRARY], artifact.path)
+    library = load_library(artifact) if library is None else library
     graph = bytes(artifact.members[GRAPH]).decode()
     try:
         made = tvm.function(create)(graph, library, tvm.callback(weights.get), _CPU, 0)
@@ -201,19 +212,19 @@ def executor(artifact: Artifact, create: str) -> Module:
     return made
 
 
-def _load_library(tvm: Runtime, code: memoryview, path: Path) -> Module:
+def load_library(artifact: Artifact) -> Module:
     """Load exactly the bytes whose hash was checked, through a private file that goes again.
 
     Each load needs a name of its own: the dynamic linker takes a known name for a known library.
     """
     with tempfile.TemporaryDirectory(prefix="mlc-") as folder:
         file = Path(folder) / "library.so"
-        file.write_bytes(code)
+        file.write_bytes(artifact.members[LIBRARY])
         try:
-            return tvm.load(file)
+            return runtime().load(file)
         except TvmError as error:
             raise ArtifactError(
-                f"the code in {path} cannot be loaded: {tvm_env.reason(error)}",
+                f"the code in {artifact.path} cannot be loaded: {tvm_env.reason(error)}",
                 "compile it again; if the temporary folder forbids code, set TMPDIR",
             ) from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import TypeAlias
 
-    from mlc.emulate.cuda import SimulatedSession
-    from mlc.emulate.session import EmulatedSession
     from mlc.model import TensorSpec
     from mlc.options import VerifyOptions
-    from mlc.runtime.cuda import CudaSession
-    from mlc.runtime.session import Session
+    from mlc.runtime.buckets import BucketSession, OneSession
 
-    AnySession: TypeAlias = Session | EmulatedSession | SimulatedSession | CudaSession
+    AnySession: TypeAlias = OneSession | BucketSession
 
 Array = np.ndarray[Any, Any]
 
@@ -214,10 +211,12 @@ def verify(
     *,
     same_model: bool = False,
 ) -> Verification:
-    """Compare an artifact with the model that it was compiled from.
+    """Compare an artifact with the model that it was compiled from, in every bucket it has.
 
     With `same_model` the caller knows that it is that model; else its hash tells, and another one is
-    warned of. `then` gets the session while it is open, its inputs filled, the reference gone.
+    warned of. With several buckets the outputs' names say which; inputs that are given go to the
+    bucket of their shapes. `then` gets each session (each bucket's) while it is open, its inputs
+    filled, the reference gone.
 
     Raises:
         ArtifactError: the artifact cannot be opened.
@@ -233,48 +232,68 @@ def verify(
             warn_if_other_model(session.manifest, Path(options.model), on_event)
         reference = Reference(Path(options.model))
         _require_same_names(session, reference, options)
-        bounds = session.manifest.get("index_bounds", {})
-        precision = session.manifest.get("precision", {})
-        rounds = []
-        if options.inputs:
-            rounds.append(sources.read(options.inputs, session.inputs))
-        else:
-            seeds = range(options.seed, options.seed + options.rounds)
-            rounds += [sources.random(session.inputs, seed, bounds) for seed in seeds]
-        checks = [
-            compare_outputs(session.outputs, session.run(feed), reference.run(feed), precision)
-            for feed in rounds
-        ]
+        given = sources.read(options.inputs, session.inputs) if options.inputs else None
+        sessions = _buckets(session) if given is None else [("", session)]
+        outputs: list[OutputCheck] = []
+        for label, one in sessions:
+            feeds = _feeds(one, options) if given is None else [given]
+            precision = one.manifest.get("precision", {})
+            found = [
+                compare_outputs(one.outputs, one.run(feed), reference.run(feed), precision)
+                for feed in feeds
+            ]
+            worst = map(_worst, zip(*found, strict=True))
+            outputs += [replace(check, name=check.name + label) for check in worst]
         name = reference.name
         del reference  # with its threads, which wait for work by spinning
         if then is not None:
-            then(session)
+            for _, one in sessions:
+                then(one)
     return Verification(
         reference=name,
         seed=options.seed,
-        rounds=len(rounds),
-        outputs=tuple(_worst(per_output) for per_output in zip(*checks, strict=True)),
+        rounds=1 if given is not None else options.rounds,
+        outputs=tuple(outputs),
     )
 
 
+def _buckets(session: AnySession) -> list[tuple[str, AnySession]]:
+    """Return what is verified one by one, with what the names of its outputs end in."""
+    from mlc.runtime.buckets import BucketSession
+
+    if not isinstance(session, BucketSession):
+        return [("", session)]
+    return [(f" ({bucket})", session.bucket(k)) for k, bucket in enumerate(session.buckets)]
+
+
+def _feeds(session: AnySession, options: VerifyOptions) -> list[dict[str, Array]]:
+    from mlc.runtime import inputs as sources
+
+    bounds = session.manifest.get("index_bounds", {})
+    seeds = range(options.seed, options.seed + options.rounds)
+    return [sources.random(session.inputs, seed, bounds) for seed in seeds]
+
+
 def _opened(options: VerifyOptions, on_event: OnEvent) -> AnySession:
+    from mlc.runtime import buckets
+
     path = Path(options.artifact)
     if options.device == "cuda":
         from mlc.runtime.cuda import CudaSession
 
-        return CudaSession(path)
+        return buckets.over(path, lambda bucket: CudaSession(path, bucket=bucket))
     if not options.emulate:
-        from mlc.runtime.session import open as open_session
-
-        return open_session(path, target=options.target)
+        return buckets.open(path, target=options.target)
     target = options.target or emulate.only_variant(path)
     if is_for_gpu(bundle.read_manifest(path, target)["target"]):
         from mlc.emulate.cuda import SimulatedSession
 
-        return SimulatedSession(path, target)
+        return buckets.over(path, lambda bucket: SimulatedSession(path, target, bucket), target)
     from mlc.emulate.session import EmulatedSession
 
-    return EmulatedSession(path, on_event, target)
+    return buckets.over(
+        path, lambda bucket: EmulatedSession(path, on_event, target, bucket), target
+    )
 
 
 def compare_outputs(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlc.buckets import manifests
 from mlc.cpu import host_cpu, physical_cores
 from mlc.errors import GateError, UsageError
 from mlc.project import LOGS
@@ -129,6 +130,12 @@ class Coverage:
 def by_flops(tuning: Mapping[str, Any]) -> Coverage:
     """Return the coverage in an artifact's manifest (its `tuning`), which holds no times."""
     return Coverage(by="FLOPs", **tuning["share_of_flops"])
+
+
+def least(manifest: Mapping[str, Any]) -> Coverage:
+    """Return the coverage by FLOPs of an artifact; of several buckets that of the least tuned."""
+    found = [by_flops(entry["tuning"]) for entry in manifests(manifest)]
+    return min(found, key=lambda coverage: coverage.tuned)
 
 
 def is_mixed(tuning: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlc import isolate
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from mlc.events import OnEvent
@@ -49,6 +50,22 @@ def versus(before: Path, after: Path, threads: int, seconds: float) -> Versus:
     """Return how two artifacts of one model compare, timed in alternating blocks."""
     asked = Timed(artifact=str(before), other=str(after), threads=threads, seconds=seconds)
     return Versus(**isolate.call("mlc.tune.baseline:compare_artifacts", asked))
+
+
+def together(parts: Sequence[Versus]) -> Versus:
+    """Return how one run of each of several models compares, all taken together."""
+
+    def over(ratios: Sequence[float]) -> float:
+        before = [part.before for part in parts]
+        return sum(before) / sum(t / ratio for t, ratio in zip(before, ratios, strict=True))
+
+    return Versus(
+        before=sum(part.before for part in parts),
+        after=sum(part.after for part in parts),
+        ratio=over([part.ratio for part in parts]),
+        low=over([part.low for part in parts]),
+        high=over([part.high for part in parts]),
+    )
 
 
 def profile_artifact(fields: dict[str, Any], _on_event: OnEvent) -> dict[str, float]:

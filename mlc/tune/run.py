@@ -99,11 +99,15 @@ def model_times(run: Run, choices: Sequence[Choice], folder: Path) -> dict[str, 
         run.on_event(Notice(text=text))
         return None
     records = {key: hit.record for key, hit in run.in_use(run.by_key).items()}
-    built = build_with(subject.options, subject.chosen, records.get, run.on_event)
-    tuned = folder / "tuned.mlc"
-    artifact.save(built.contents, tuned)
+    pairs: list[tuple[Path, Path]] = []
+    for built in build_with(subject.options, subject.chosen, records.get, run.on_event):
+        tuned = folder / f"tuned{len(pairs)}.mlc"
+        artifact.save(built.contents, tuned)
+        pairs.append((subject.untuned[len(pairs)], tuned))
     for seconds in _COMPARE_S:
-        found = baseline.versus(subject.untuned, tuned, subject.device.threads, seconds)
+        found = baseline.together(
+            [baseline.versus(*pair, subject.device.threads, seconds) for pair in pairs]
+        )
         if not found.low < 1 < found.high:
             break
     if found.ratio < 1 and take_back(run, choices):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,10 @@ from mlc.errors import TuningError, UsageError
 from mlc.options import CompileOptions, TuneOptions
 from mlc.tune import baseline
 from mlc.tune.farm import Farm, find, measuring_device
-from mlc.tune.tasks import Task, choose, tasks_of
+from mlc.tune.tasks import Task, choose, merged, tasks_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from mlc.driver import Built
     from mlc.events import OnEvent
@@ -30,15 +31,16 @@ _PROFILE_S = 0.5
 class Subject:
     """What is tuned: the options, target and device, its tasks, the untuned artifact.
 
-    `seconds` is what a run of that takes, all kernels together (0 where other machines measure);
-    `farm` holds those machines, None: this one measures.
+    Where `--shape` lists sizes, there is an untuned artifact for each combination, and the tasks are
+    those of all. `seconds` is what a run of them takes, all kernels together (0 where other
+    machines measure); `farm` holds those machines, None: this one measures.
     """
 
     options: TuneOptions
     chosen: target.Target
     device: Device
     tasks: tuple[Task, ...]
-    untuned: Path
+    untuned: tuple[Path, ...]
     seconds: float
     farm: Farm | None = None
 
@@ -82,18 +84,29 @@ def prepare(options: TuneOptions, folder: Path, on_event: OnEvent) -> Subject:
     farm = find(options, on_event)
     device = measuring_device(options, farm)
     chosen = device.target
-    built = build_with(options, chosen, lambda _key: None, on_event)
-    untuned = folder / "untuned.mlc"
-    artifact.save(built.contents, untuned)
-    seconds: dict[str, float] = {}  # this machine may be unable to run code for the device
-    if farm is None:
-        seconds = driver.timed("profile", on_event, lambda: kernel_seconds(untuned, device))
-    tasks = tasks_of(built.library.kernels, built.library.plan.calls, built.dispatch, seconds)
+    untuned: list[Path] = []
+    parts: list[tuple[list[Task], float]] = []
+    operators: set[str] = set()
+    total = 0.0
+    for built in build_with(options, chosen, lambda _key: None, on_event):
+        untuned.append(folder / f"untuned{len(untuned)}.mlc")
+        artifact.save(built.contents, untuned[-1])
+        seconds: dict[str, float] = {}  # this machine may be unable to run code for the device
+        if farm is None:
+            seconds = driver.timed(
+                "profile", on_event, partial(kernel_seconds, untuned[-1], device)
+            )
+        kernels, calls = built.library.kernels, built.library.plan.calls
+        work = sum(kernel.flops * calls[kernel.symbol] for kernel in kernels)
+        spent = sum(seconds.values())
+        parts.append((tasks_of(kernels, calls, built.dispatch, seconds), spent or work))
+        operators.update(op for kernel in kernels for op in kernel.operators)
+        total += spent
+    tasks = merged(parts)
     if not tasks:
-        kernels = sorted({op for k in built.library.kernels for op in k.operators})
         raise TuningError(
             "no tunable task was found: no operator of this model has an AutoTVM template "
-            f"(its operators are {', '.join(kernels[:12])})",
+            f"(its operators are {', '.join(sorted(operators)[:12])})",
             "compile it as it is; convolutions, dense layers and batched products can be tuned",
         )
     return Subject(
@@ -101,8 +114,8 @@ def prepare(options: TuneOptions, folder: Path, on_event: OnEvent) -> Subject:
         chosen=chosen,
         device=device,
         tasks=tuple(choose(tasks, options.tasks)),
-        untuned=untuned,
-        seconds=sum(seconds.values()),
+        untuned=tuple(untuned),
+        seconds=total,
         farm=farm,
     )
 
@@ -129,18 +142,19 @@ def build_with(
     chosen: target.Target,
     lookup: Callable[[str], Any],
     on_event: OnEvent,
-) -> Built:
-    """Return the model compiled with the records that `lookup` offers.
+) -> Iterator[Built]:
+    """Yield the model compiled with the records that `lookup` offers, for each combination of sizes.
 
     The file is read each time: converting takes its weights over, and tuning should not hold them.
     """
-    from mlc.frontend import onnx_file
+    from mlc.frontend import onnx_file, shapes
 
     asked = CompileOptions(
         model=str(options.model),
         target=options.target,
         opt_level=options.opt_level,
-        shapes=options.shapes,
     )
-    file = onnx_file.read(Path(str(options.model)))
-    return driver.build_model(asked, chosen, file, open_cache(), lookup, on_event)
+    for one in shapes.combinations(options.shapes):
+        plain = replace(asked, shapes=one.options)
+        file = onnx_file.read(Path(str(options.model)))
+        yield driver.build_model(plain, chosen, file, open_cache(), lookup, on_event)

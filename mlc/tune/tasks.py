@@ -22,7 +22,7 @@ from mlc.errors import UsageError
 from mlc.tune.record import workload_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from mlc.codegen.kernels import Kernel
     from mlc.options import TuneOptions
@@ -105,6 +105,27 @@ def tasks_of(
     rivals = [task for task in tasks if task.rival and task.rival not in found]
     tasks += [replace(task, key=task.rival, rival=task.key, seconds=0.0) for task in rivals]
     return sorted(tasks, key=lambda task: (-task.share, task.key))
+
+
+def merged(parts: Sequence[tuple[list[Task], float]]) -> list[Task]:
+    """Return the tasks of several models as of one that runs each of them once, heaviest first.
+
+    Args:
+        parts: the tasks of each model, and what a run of it takes: seconds of all, or FLOPs of all.
+    """
+    whole = sum(total for _, total in parts) or 1.0
+    tasks: dict[str, Task] = {}
+    for task, total in ((task, total) for own, total in parts for task in own):
+        share = task.share * total / whole
+        known = tasks.get(task.key)
+        tasks[task.key] = replace(task, share=share) if known is None else replace(
+            known,
+            calls=known.calls + task.calls,
+            seconds=max(known.seconds, task.seconds),  # 0: not measured there
+            share=known.share + share,
+            kernels=tuple(sorted({*known.kernels, *task.kernels})),
+        )  # fmt: skip
+    return sorted(tasks.values(), key=lambda task: (-task.share, task.key))
 
 
 def _tunable(keys: Iterable[str]) -> list[str]:

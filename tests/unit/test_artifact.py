@@ -19,7 +19,16 @@ import numpy as np
 import pytest
 
 from mlc import artifact
-from mlc.artifact import ALIGNMENT, FORMAT, GRAPH, LIBRARY, MANIFEST, WEIGHTS, Contents
+from mlc.artifact import (
+    ALIGNMENT,
+    BUCKETS_FORMAT,
+    FORMAT,
+    GRAPH,
+    LIBRARY,
+    MANIFEST,
+    WEIGHTS,
+    Contents,
+)
 from mlc.cpu import HostCpu
 from mlc.errors import ArtifactError, UsageError
 
@@ -357,10 +366,10 @@ def with_manifest(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 def test_a_newer_format_asks_for_an_update(path: Path) -> None:
     # Whatever else a newer format changes, it is told as what it is.
-    with_manifest(path, lambda _manifest: {"format": FORMAT + 1})
+    with_manifest(path, lambda _manifest: {"format": BUCKETS_FORMAT + 1})
     for read in (artifact.read_manifest, lambda p: artifact.load(p, CPU)):
         with pytest.raises(
-            ArtifactError, match=f"format {FORMAT + 1}, and this mlc reads"
+            ArtifactError, match=f"format {BUCKETS_FORMAT + 1}, and this mlc reads"
         ) as caught:
             read(path)
         assert "pip install --upgrade" in (caught.value.hint or "")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlc import artifact, bundle
+from mlc import artifact, buckets, bundle
 from mlc.artifact import Contents
 from mlc.emulate.cuda import SimulatedSession
 from mlc.emulate.ptx_machine import launch
@@ -18,6 +18,7 @@ from mlc.emulate.ptx_text import entries
 from mlc.errors import ArtifactError, MissingToolError, RunError
 from mlc.gpu import ptxas
 from mlc.gpu.device import Launch, Program, Resources, encode, join, read
+from mlc.runtime.buckets import over
 from mlc.runtime.cuda import CudaSession
 from mlc.runtime.driver_api import Driver
 from mlc.runtime.session import open as open_session
@@ -190,6 +191,28 @@ def check(session: Any) -> None:
 def test_the_simulator_runs_an_artifact(saved):
     with SimulatedSession(saved) as session:
         check(session)
+
+
+def test_buckets_run_one_by_one(saved, tmp_path):
+    whole = artifact.load(saved, for_gpu=True)
+    own = {key: {} for key in buckets.OWN} | {"signature": whole.manifest["signature"]}
+    kept = ("target", "versions")
+    manifest = {**own, **{key: whole.manifest[key] for key in kept}}
+    graph, programs = bytes(whole.members[artifact.GRAPH]), bytes(whole.members[artifact.PROGRAMS])
+    contents = Contents(manifest=manifest, library=b"", graph=graph, weights=())
+    weights = buckets.Weights()
+    parts = [
+        buckets.Part(dims={"rows": rows}, contents=contents, weights=weights.add([(1, WEIGHTS)]))
+        for rows in (2, 4)
+    ]
+    path = tmp_path / "two.mlc"
+    artifact.save(buckets.merge(parts, programs, weights), path)
+    with over(path, lambda bucket: CudaSession(path, FakeDriver, bucket=bucket)) as session:
+        check(session)
+        check(session.bucket(1))
+    assert [driver.closed for driver in FakeDriver.made[-2:]] == [True, True]
+    with SimulatedSession(path, 1) as simulated:
+        check(simulated)
 
 
 def test_a_session_drives_a_gpu_and_gives_everything_back(saved):

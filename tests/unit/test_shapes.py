@@ -91,7 +91,7 @@ def test_options_add_up() -> None:
 @pytest.mark.parametrize(
     "option",
     ["", "x", "1,3,224,224", "x:1,,3", "x:1,", "x:,1", "x:1x3", "x:a", "x:-1,3", "x:1.5", "n=",
-     "n=a", "n=-1", "n=1.0", "n=1,2", "x:1;3", "n=²"],
+     "n=a", "n=-1", "n=1.0", "n=1,", "n=,1", "n=1,,2", "n=1,a", "x:1;3", "n=²"],
 )  # fmt: skip
 def test_other_forms_are_not(option: str) -> None:
     with pytest.raises(UsageError, match="is not understood") as caught:
@@ -101,7 +101,7 @@ def test_other_forms_are_not(option: str) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    ["n=0", "n=1000000000", "x:1,99999999999999999999", "n=" + "9" * 5000],
+    ["n=0", "n=1,0", "n=1000000000", "x:1,99999999999999999999", "n=" + "9" * 5000],
 )
 def test_sizes_that_no_tensor_has_are_refused(option: str) -> None:
     with pytest.raises(UsageError, match=r"sizes from [01] to 999999999"):
@@ -116,6 +116,47 @@ def test_options_that_contradict_each_other_are_refused(options: tuple[str, ...]
 
 def test_saying_the_same_twice_is_no_contradiction() -> None:
     assert shapes.parse(["h=3", "h=3"]).dims == {"h": 3}
+
+
+# --- several sizes -------------------------------------------------------------------------------
+
+
+def test_sizes_that_are_listed_are_combined_in_their_order() -> None:
+    found = shapes.combinations(["seq=32, 128", "x:1,2", "batch=4,1,4", "heads=2"])
+    assert [one.dims for one in found] == [
+        {"seq": 32, "batch": 4}, {"seq": 32, "batch": 1},
+        {"seq": 128, "batch": 4}, {"seq": 128, "batch": 1},
+    ]  # fmt: skip
+    assert found[1].options == ("x:1,2", "heads=2", "seq=32", "batch=1")
+    for one in found:  # what the stages get is plain
+        request = shapes.parse(one.options)
+        assert (request.inputs, request.dims) == ({"x": (1, 2)}, {"heads": 2, **one.dims})
+
+
+@pytest.mark.parametrize("options", [[], ["batch=1"], ["x:1,2", "n=3"], ["batch=4,4"]])
+def test_without_lists_there_is_one_combination(options: list[str]) -> None:
+    (one,) = shapes.combinations(options)
+    assert one == shapes.Combination(dims={}, options=tuple(options))
+
+
+def test_combinations_are_bounded() -> None:
+    sizes = ",".join(map(str, range(1, 9)))
+    assert len(shapes.combinations([f"a={sizes}", "b=1,2,3,4"])) == 32
+    with pytest.raises(UsageError, match="asks for 40 combinations of sizes, and 32 are the most"):
+        shapes.combinations([f"a={sizes}", "b=1,2,3,4,5"])
+
+
+def test_lists_are_refused_where_one_size_is_needed() -> None:
+    with pytest.raises(UsageError, match="gives 'batch' 3 sizes, and here") as caught:
+        shapes.parse(["batch=4,1,16"])
+    assert (caught.value.hint or "").endswith("here write --shape 'batch=4'")
+
+
+@pytest.mark.parametrize("options", [("n=1,2", "n=1,3"), ("n=1,2", "n=2,1"), ("n=1", "n=1,2")])
+def test_lists_that_contradict_each_other_are_refused(options: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="given twice for 'n', with different sizes"):
+        shapes.combinations(options)
+    assert len(shapes.combinations([options[1], options[1]])) == 2
 
 
 # --- what is guessed -----------------------------------------------------------------------------
