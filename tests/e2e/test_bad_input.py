@@ -678,7 +678,7 @@ def test_wrong_options(conv, room, options, code, message):
 
 def test_wrong_verb(room):
     assert "did you mean 'compile'?" in room.fail("complie", "model.onnx", code=2)
-    assert "choices: bench, bisect, cache, check, compile" in room.fail("zzz", code=2)
+    assert "choices: bench, bisect, build, cache, check, compile" in room.fail("zzz", code=2)
     assert "no model was named" in room.fail("compile", code=2)
 
 
