@@ -211,7 +211,7 @@ def test_buckets_run_one_by_one(saved, tmp_path):
         check(session)
         check(session.bucket(1))
     assert [driver.closed for driver in FakeDriver.made[-2:]] == [True, True]
-    with SimulatedSession(path, 1) as simulated:
+    with SimulatedSession(path, bucket=1) as simulated:
         check(simulated)
 
 
