@@ -102,3 +102,46 @@ def test_doctor_knows_what_it_takes(mlc, tmp_path):
     assert rows["emulator"]["status"] == "ok"
     assert TOOLS.emulator in rows["emulator"]["value"]
     assert rows["linker"]["value"].endswith("aarch64-linux-gnu-g++")
+
+
+def quantised(folder: Path, activation: str) -> onnx.ModelProto:
+    """A small network in 8 bits: odd sizes, three input channels, strides, depthwise, dense."""
+    from onnxruntime.quantization import QuantFormat, QuantType
+
+    weights = {
+        "first": models.floats(16, 3, 3, 3, seed=1, scale=0.2),
+        "depth": models.floats(16, 1, 3, 3, seed=2, scale=0.2),
+        "wide": models.floats(20, 16, 3, 3, seed=4, scale=0.1),
+        "dense": models.floats(12, 20, seed=5, scale=0.2),
+        "last": models.floats(5, 12, seed=6, scale=0.2),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "first"], ["a"], "a", pads=[1, 1, 1, 1], strides=[2, 1]),
+        helper.make_node("Conv", ["a", "depth"], ["b"], "b", group=16, pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["b", "wide"], ["d"], "d", pads=[2, 2, 2, 2], dilations=[2, 2]),
+        helper.make_node("GlobalAveragePool", ["d"], ["e"], "e"),
+        helper.make_node("Flatten", ["e"], ["f"], "f"),
+        helper.make_node("Gemm", ["f", "dense"], ["g"], "g", transB=1),
+        helper.make_node("Gemm", ["g", "last"], ["y"], "y", transB=1),
+    ]
+    return models.quantised(
+        models.model(nodes, {"x": [2, 3, 7, 9]}, ["y"], weights), folder,
+        quant_format=QuantFormat.QDQ, per_channel=True,
+        activation_type=QuantType[activation], weight_type=QuantType.QInt8,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target", "activation"),
+    [
+        ("rpi4", "QUInt8"),
+        ("rpi5", "QInt8"),
+        pytest.param("arm64", "QInt8", marks=pytest.mark.slow),
+        pytest.param("graviton3", "QUInt8", marks=pytest.mark.slow),
+    ],
+)
+def test_a_quantised_network_agrees_with_onnx_runtime(mlc, tmp_path, target, activation):
+    result = checked(mlc, tmp_path, quantised(tmp_path, activation), target)
+    assert all(check["max_abs"] == 0.0 for check in result["outputs"])  # the integers are the same
+    shown = json.loads(mlc("inspect", "net.mlc", "--json", cwd=tmp_path).stdout)
+    assert "narrow-products" in json.dumps(shown)
