@@ -219,7 +219,8 @@ def _x86_level(able: dict[str, tuple[Target, target_file.Match | None]]) -> Targ
 
 
 def _generic_arm(cpu: HostCpu) -> Target:
-    features = tuple(sorted(cpu.features))
+    # Without SVE, as the files: LLVM 22 fails on some loops that it vectorizes with it.
+    features = tuple(sorted(name for name in cpu.features if not name.startswith("sve")))
     return Target(
         name="aarch64",
         kind="cpu",
@@ -301,7 +302,7 @@ def _raw_features(triple: str, mcpu: str, mattr: tuple[str, ...]) -> tuple[str, 
     """
     files = {(target.arch, target.mcpu): target for target in all_targets()}
     known = files.get((triples.arch(triple), mcpu))
-    if known is None or any(attribute.startswith("-") for attribute in mattr):
+    if known is None or known.mattr or any(attribute.startswith("-") for attribute in mattr):
         return ()
     added = {attribute[1:] for attribute in mattr} & CODEGEN_FEATURES
     return tuple(sorted(added.union(known.features)))

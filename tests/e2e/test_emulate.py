@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper
@@ -54,6 +55,23 @@ def odd_convs() -> onnx.ModelProto:
     return models.model(nodes, {"x": [1, 3, 15, 13]}, ["f"], weights)
 
 
+def odd_products() -> onnx.ModelProto:
+    """Matrix products and a softmax, in odd sizes: packed weights, a batch, a layer of one row."""
+    weights = {"w": models.floats(21, 18, seed=1), "v": models.floats(18, 5, seed=2)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], "a"),
+        helper.make_node("Transpose", ["a"], ["t"], "t", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["a", "t"], ["s"], "s"),
+        helper.make_node("Softmax", ["s"], ["p"], "p", axis=-1),
+        helper.make_node("MatMul", ["p", "a"], ["o"], "o"),
+        helper.make_node("ReduceMean", ["o"], ["m"], "m", axes=[0, 1], keepdims=0),
+        helper.make_node("Unsqueeze", ["m", "zero"], ["u"], "u"),
+        helper.make_node("MatMul", ["u", "v"], ["y"], "y"),
+    ]
+    weights["zero"] = np.array([0])
+    return models.model(nodes, {"x": [2, 7, 21]}, ["y"], weights)
+
+
 def checked(mlc, folder: Path, proto: onnx.ModelProto, target: str) -> dict:
     models.save(proto, folder, "net.onnx")
     said = mlc("compile", "net.onnx", "--target", target, cwd=folder)
@@ -68,9 +86,10 @@ def checked(mlc, folder: Path, proto: onnx.ModelProto, target: str) -> dict:
 
 
 @pytest.mark.parametrize("target", ["rpi4", "graviton3"])
-def test_two_networks_agree_with_onnx_runtime(mlc, tmp_path, target):
+def test_small_networks_agree_with_onnx_runtime(mlc, tmp_path, target):
     checked(mlc, tmp_path, models.conv_net(channels=16, size=17), target)
     checked(mlc, tmp_path, odd_convs(), target)
+    checked(mlc, tmp_path, odd_products(), target)
 
 
 def test_a_wrong_result_is_a_mismatch(mlc, tmp_path):

@@ -175,7 +175,7 @@ def test_an_unknown_arm_core_gets_the_features_that_it_has(monkeypatch: pytest.M
     assert found.name == "aarch64"
     assert found.tvm == (
         "llvm -mtriple=aarch64-linux-gnu -mcpu=generic -mattr=+bf16,+complxnum,+dotprod,+flagm,"
-        "+fp-armv8,+fp16fml,+fullfp16,+i8mm,+lse,+lse2,+neon,+rcpc,+rcpc-immo,+rdm,+sha3,+sve"
+        "+fp-armv8,+fp16fml,+fullfp16,+i8mm,+lse,+lse2,+neon,+rcpc,+rcpc-immo,+rdm,+sha3"
     )
     assert resolve(found.tvm).id == found.id
 
