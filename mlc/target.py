@@ -28,6 +28,7 @@ HOST_NAMES = ("llvm", "native", "host")
 
 _LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2")
 _X86_BASELINE = ("cmov", "cx8", "sse", "sse2", "x87")  # what LLVM gives for -mcpu=x86-64
+_FLOAT_ABI = "-mfloat-abi"
 _RAW_KEYS = ("mtriple", "mcpu", "mattr")  # options of a raw string that have fields of their own
 
 
@@ -63,6 +64,10 @@ class Target:
             parts.append(f"-mcpu={self.mcpu}")
         if self.mattr:
             parts.append(f"-mattr={','.join(self.mattr)}")
+        if self.triple.endswith("hf") and not any(
+            word.startswith(_FLOAT_ABI) for word in self.extra
+        ):
+            parts.append(f"{_FLOAT_ABI}=hard")  # else TVM passes floats in integer registers there
         return " ".join([*parts, *self.extra])
 
     @property

@@ -17,6 +17,7 @@ from tests import models
 from tests.compiler.conftest import calls_of, typed
 
 ELF_ARM, ELF_AARCH64 = 40, 183  # e_machine
+SOFT_FLOAT, HARD_FLOAT = 0x200, 0x400  # e_flags of ELF for Arm
 MACHO_ARM64 = 0x0100000C  # cputype
 CROSS = {"rpi4": ELF_AARCH64, "graviton3": ELF_AARCH64, "armv7": ELF_ARM}
 
@@ -39,6 +40,15 @@ def require_linker(name: str) -> None:
         find_linker(resolve(name).triple)
     except MissingToolError as error:
         pytest.skip(f"{error.message}: {error.hint}")
+
+
+def test_code_for_armhf_passes_floats_as_armhf_does(compiled: Any) -> None:
+    """The dynamic linker of a hard-float system refuses a library that is not flagged so."""
+    require_linker("armv7")
+    code = library_of(compiled(models.conv_net(), target="armv7", cache=False).path)
+    (flags,) = struct.unpack_from("<I", code, 0x24)  # e_flags
+    assert flags & HARD_FLOAT
+    assert not flags & SOFT_FLOAT
 
 
 @pytest.mark.parametrize("name", CROSS)
