@@ -164,3 +164,59 @@ def test_a_quantised_network_agrees_with_onnx_runtime(mlc, tmp_path, target, act
     assert all(check["max_abs"] == 0.0 for check in result["outputs"])  # the integers are the same
     shown = json.loads(mlc("inspect", "net.mlc", "--json", cwd=tmp_path).stdout)
     assert "narrow-products" in json.dumps(shown)
+
+
+def emulator(folder: Path, script: str) -> dict[str, str]:
+    """Return an environment in which this script stands for the emulator ("": there is none)."""
+    programs = folder / "programs"
+    programs.mkdir()
+    compiler = programs / "aarch64-linux-gnu-g++"
+    compiler.symlink_to(TOOLS.compiler)
+    if script:
+        path = programs / "qemu-aarch64-static"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+    return {"PATH": str(programs)}
+
+
+def test_a_feature_that_the_emulated_cpu_lacks_is_one_clear_error(mlc, tmp_path):
+    models.save(quantised(tmp_path, "QInt8"), tmp_path, "net.onnx")
+    mlc("compile", "net.onnx", "--target", "rpi5", cwd=tmp_path)  # its kernels use sdot
+    older = emulator(tmp_path, f'shift 2; exec {TOOLS.emulator} -cpu cortex-a72 "$@"')
+    done = mlc("verify", "net.mlc", "net.onnx", "--emulate", cwd=tmp_path, env=older, check_code=7)
+    assert "does not claim to have dotprod" in done.stderr
+    assert "the emulated run failed (exit status -4)" in done.stderr
+    assert done.stderr.count("error:") == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "message"),
+    [
+        ("kill -SEGV $$", 7, "the emulated run failed (exit status -11)"),
+        ("", 8, "emulating needs qemu-aarch64"),
+    ],
+)
+def test_an_emulator_that_crashes_or_is_not_there(mlc, tmp_path, script, code, message):
+    models.save(models.conv_net(), tmp_path, "net.onnx")
+    mlc("compile", "net.onnx", "--target", "rpi4", cwd=tmp_path)
+    environment = emulator(tmp_path, script)
+    done = mlc(
+        "verify", "net.mlc", "net.onnx", "--emulate", cwd=tmp_path, env=environment, check_code=code
+    )
+    assert message in done.stderr
+    assert done.stderr.count("error:") == 1
+
+
+def test_a_missing_cross_linker_names_the_package(mlc, tmp_path):
+    models.save(models.conv_net(size=8), tmp_path, "net.onnx")  # not in the cache yet
+    nothing = {"PATH": str(tmp_path)}
+    done = mlc("compile", "net.onnx", "--target", "rpi4", cwd=tmp_path, env=nothing, check_code=8)
+    assert "no linker for aarch64-linux-gnu is installed" in done.stderr
+    assert "apt-get install g++-aarch64-linux-gnu" in done.stderr
+
+
+def test_an_artifact_for_arm_does_not_run_here(mlc, tmp_path):
+    models.save(models.conv_net(), tmp_path, "net.onnx")
+    mlc("compile", "net.onnx", "--target", "rpi4", cwd=tmp_path)
+    done = mlc("run", "net.mlc", "--random", cwd=tmp_path, check_code=7)
+    assert "aarch64" in done.stderr
