@@ -28,6 +28,7 @@ HOST_NAMES = ("llvm", "native", "host")
 
 _LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2")
 _X86_BASELINE = ("cmov", "cx8", "sse", "sse2", "x87")  # what LLVM gives for -mcpu=x86-64
+_FLOAT_ABI = "-mfloat-abi"
 _RAW_KEYS = ("mtriple", "mcpu", "mattr")  # options of a raw string that have fields of their own
 
 
@@ -63,6 +64,10 @@ class Target:
             parts.append(f"-mcpu={self.mcpu}")
         if self.mattr:
             parts.append(f"-mattr={','.join(self.mattr)}")
+        if self.triple.endswith("hf") and not any(
+            word.startswith(_FLOAT_ABI) for word in self.extra
+        ):
+            parts.append(f"{_FLOAT_ABI}=hard")  # else TVM passes floats in integer registers there
         return " ".join([*parts, *self.extra])
 
     @property
@@ -225,7 +230,8 @@ def _x86_level(able: dict[str, tuple[Target, target_file.Match | None]]) -> Targ
 
 
 def _generic_arm(cpu: HostCpu) -> Target:
-    features = tuple(sorted(cpu.features))
+    # Without SVE, as the files: LLVM 22 fails on some loops that it vectorizes with it.
+    features = tuple(sorted(name for name in cpu.features if not name.startswith("sve")))
     return Target(
         name="aarch64",
         kind="cpu",
@@ -307,7 +313,7 @@ def _raw_features(triple: str, mcpu: str, mattr: tuple[str, ...]) -> tuple[str, 
     """
     files = {(target.arch, target.mcpu): target for target in all_targets()}
     known = files.get((triples.arch(triple), mcpu))
-    if known is None or any(attribute.startswith("-") for attribute in mattr):
+    if known is None or known.mattr or any(attribute.startswith("-") for attribute in mattr):
         return ()
     added = {attribute[1:] for attribute in mattr} & CODEGEN_FEATURES
     return tuple(sorted(added.union(known.features)))

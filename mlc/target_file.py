@@ -79,9 +79,15 @@ def read(path: Path) -> tuple[dict[str, Any], Match | None]:
     if data.get("kind") == "cuda":
         return _read_gpu(path, data), None
     match = data.pop("match", None)
+    without = data.pop("without", [])
     _check_keys(path, data, _FILE_KEYS)
     _check_values(path, data)
-    fields = {**data, "features": tuple(data["features"])}
+    if not isinstance(without, list) or not all(
+        name in CODEGEN_FEATURES for name in map(str, without)
+    ):
+        raise _bad(path, f"without must list features that code does not use, not {without!r}")
+    features = {"features": tuple(data["features"]), "mattr": tuple(f"-{name}" for name in without)}
+    fields = {**data, **features}
     return fields, None if match is None else _read_match(path, match)
 
 

@@ -76,3 +76,24 @@ def save(proto: onnx.ModelProto, folder: Path, name: str = "model.onnx") -> Path
     path = folder / name
     onnx.save(proto, str(path))
     return path
+
+
+def quantised(proto: onnx.ModelProto, folder: Path, **options: Any) -> onnx.ModelProto:
+    """Return what ONNX Runtime's quantizer makes of a model with the input x."""
+    from mlc import ort_env
+
+    ort_env.onnxruntime()
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            dims = proto.graph.input[0].type.tensor_type.shape.dim
+            shape = [dim.dim_value for dim in dims]
+            self.feeds = iter([{"x": floats(*shape, seed=k)} for k in range(4)])
+
+        def get_next(self) -> Any:
+            return next(self.feeds, None)
+
+    source, target = save(proto, folder, "float.onnx"), folder / "int8.onnx"
+    quantize_static(str(source), str(target), Reader(), **options)
+    return onnx.load(target)

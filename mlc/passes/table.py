@@ -17,6 +17,7 @@ from mlc.passes.fast_math import FAST, take_fast_math
 from mlc.passes.fold import fold_module
 from mlc.passes.horizontal import combine_batch_matmul, combine_conv2d, combine_dense
 from mlc.passes.layout import alter_layout
+from mlc.passes.narrow import take_narrow
 from mlc.passes.norm import take_layer_norm
 from mlc.passes.pack import pack_dense
 from mlc.passes.reshapes import sink_reshapes
@@ -115,6 +116,8 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="fast-math", stage="relay", level=3, needs=(*FAST, "mlc.recurrent"), exact=False, run=take_fast_math,
          for_cpu=True,
          help="erf, tanh, exp, sigmoid, softmax, recurrent layers as arithmetic on vectors (not with --exact)"),
+    Pass(name="narrow-products", stage="relay", level=3, needs=("nn.conv2d", "nn.dense"), run=take_narrow,
+         for_cpu=True, help="on Arm: quantised convolutions and dense layers of 8-bit operands"),
     Pass(name="winograd", stage="relay", level=3, needs=("nn.conv2d",), exact=False, run=take_winograd,
          for_cpu=True,
          help="3x3 convolutions with fewer multiplications, where that is faster (not with --exact)"),

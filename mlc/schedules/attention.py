@@ -145,9 +145,8 @@ def _define(cfg: Any, known: gemm.Problem, dv: int) -> None:
 def _value_vectors(tile_rows: int, dv: int) -> int:
     """Return how many vectors of `value` the second product takes at a time: all that registers hold."""
     lanes = get_simd_32bit_lanes()
-    registers = 32 if lanes == 16 else 16
-    whole = dv // lanes
-    fits = [v for v in range(1, whole + 1) if whole % v == 0 and (tile_rows + 1) * v < registers]
+    whole, most = dv // lanes, gemm.registers()
+    fits = [v for v in range(1, whole + 1) if whole % v == 0 and (tile_rows + 1) * v < most]
     return max(fits, default=1)
 
 

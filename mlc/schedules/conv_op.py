@@ -67,11 +67,15 @@ def install() -> None:
         (generic.conv2d_NCHWc_strategy, x86.conv2d_NCHWc_strategy_cpu),
         (generic.depthwise_conv2d_NCHWc_strategy, x86.depthwise_conv2d_NCHWc_strategy_cpu),
     ):
-        generic_strategy.register("cpu", _offered(theirs), override=True)
-    nn.conv2d_alter_layout.register("cpu", _alter, override=True)
+        generic_strategy.register("cpu", offered(theirs), override=True)
+    nn.conv2d_alter_layout.register(
+        "cpu", alter(conv2d_alter_op._alter_conv2d_layout), override=True
+    )
 
 
-def _offered(theirs: Any) -> Any:
+def offered(theirs: Any) -> Any:
+    """Return a strategy function of TVM's with our templates before its own."""
+
     def strategy(attrs: Any, inputs: Any, out_type: Any, target: Any) -> Any:
         found = theirs(attrs, inputs, out_type, target)
         for template in _TEMPLATES:
@@ -92,12 +96,22 @@ def _compute(template: Template) -> Any:
     return compute
 
 
-def _alter(attrs: Any, inputs: Any, types: Any, out_type: Any) -> Any:
-    """Return a convolution in blocks for AlterOpLayout, as TVM does for its own templates."""
+def alter(otherwise: Any) -> Any:
+    """Return what AlterOpLayout asks for a convolution in blocks, `otherwise` for TVM's templates."""
+
+    def altered(attrs: Any, inputs: Any, types: Any, out_type: Any) -> Any:
+        found = _altered(attrs, inputs, types, out_type)
+        return otherwise(attrs, inputs, types, out_type) if found is None else found
+
+    return altered
+
+
+def _altered(attrs: Any, inputs: Any, types: Any, out_type: Any) -> Any:
+    """Return a convolution in blocks; None when it is not for one of our templates."""
     from tvm.relay.backend import te_compiler
 
     if not any(template.takes(attrs, types, out_type) for template in _TEMPLATES):
-        return conv2d_alter_op._alter_conv2d_layout(attrs, inputs, types, out_type)
+        return None
     target = tvm.target.Target.current(allow_none=False)
     _, outs = te_compiler.select_implementation(
         relay.op.get("nn.conv2d"), attrs, types, out_type, target
@@ -106,7 +120,7 @@ def _alter(attrs: Any, inputs: Any, types: Any, out_type: Any) -> Any:
     name = workload[0] if workload else ""
     template = next((one for one in _TEMPLATES if one.name == name), None)
     if template is None:
-        return conv2d_alter_op._alter_conv2d_layout(attrs, inputs, types, out_type)
+        return None
     context = autotvm.task.DispatchContext.current
     config = context.query(target, workload)
     rest = template.arguments(attrs)

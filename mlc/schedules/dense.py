@@ -67,7 +67,7 @@ def install() -> None:
         ("MlcDensePacked", _packed_type),
     )
     relay_op.register_strategy(PACKED, _packed_strategy)
-    generic.dense_strategy.register("cpu", _dense_strategy, override=True)
+    generic.dense_strategy.register("cpu", offered(x86.dense_strategy_cpu), override=True)
 
 
 def _packed_type(types: Any, attrs: Any) -> Any:
@@ -75,10 +75,15 @@ def _packed_type(types: Any, attrs: Any) -> Any:
     return relay.TensorType([data.shape[0], int(attrs["units"])], data.dtype)
 
 
-def _dense_strategy(attrs: Any, inputs: Any, out_type: Any, target: Any) -> Any:
-    strategy = x86.dense_strategy_cpu(attrs, inputs, out_type, target)
-    if gemm.takes(*inputs, out_type):
-        _offer(strategy)
+def offered(theirs: Any) -> Any:
+    """Return a strategy function of TVM's with our template before its own."""
+
+    def strategy(attrs: Any, inputs: Any, out_type: Any, target: Any) -> Any:
+        found = theirs(attrs, inputs, out_type, target)
+        if gemm.takes(*inputs, out_type):
+            _offer(found)
+        return found
+
     return strategy
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm import te, tir
 from tvm.autotvm.task.space import OtherOptionEntity
+from tvm.target import Target
 from tvm.target.x86 import get_simd_32bit_lanes
 from tvm.topi.utils import get_const_tuple, traverse_inline
 
@@ -96,11 +97,16 @@ class Problem:
 
 
 def problem(m: int, n: int, k: int, batch: int = 1) -> Problem:
-    """Return a problem with the vectors of the current target (AVX-512 also doubles registers)."""
-    lanes = get_simd_32bit_lanes()
+    """Return a problem with the vectors of the current target."""
     return Problem(
-        batch=batch, m=m, n=n, k=k, lanes=lanes, registers=32 if lanes == 16 else 16
+        batch=batch, m=m, n=n, k=k, lanes=get_simd_32bit_lanes(), registers=registers()
     )  # fmt: skip
+
+
+def registers() -> int:
+    """Return how many vector registers the current target has: AVX-512 and 64-bit Arm have 32."""
+    features = Target.current(allow_none=False).features
+    return 32 if get_simd_32bit_lanes() == 16 or features.is_aarch64 else 16
 
 
 def define(cfg: Any, known: Problem, *, in_place: bool = False) -> None:

@@ -22,27 +22,6 @@ node = helper.make_node
 PRODUCTS = ("nn.conv1d", "nn.conv2d", "nn.dense", "nn.batch_matmul")
 
 
-def quantised(proto: onnx.ModelProto, folder: Path, **options: Any) -> onnx.ModelProto:
-    """Return what ONNX Runtime's quantizer makes of a model with the input x."""
-    from mlc import ort_env
-
-    ort_env.onnxruntime()
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            dims = proto.graph.input[0].type.tensor_type.shape.dim
-            shape = [dim.dim_value for dim in dims]
-            self.feeds = iter([{"x": f(*shape, seed=k)} for k in range(4)])
-
-        def get_next(self) -> Any:
-            return next(self.feeds, None)
-
-    source, target = models.save(proto, folder, "float.onnx"), folder / "int8.onnx"
-    quantize_static(str(source), str(target), Reader(), **options)
-    return onnx.load(target)
-
-
 def products(proto: onnx.ModelProto, folder: Path) -> list[str]:
     """Return the result types of the products in the imported model."""
     path = models.save(proto, folder, "imported.onnx")
@@ -63,7 +42,7 @@ def test_a_quantised_network_is_computed_in_integers(
     from onnxruntime.quantization import QuantFormat, QuantType
 
     kind, per_channel = KINDS[name]
-    proto = quantised(
+    proto = models.quantised(
         models.conv_net(12, 13), tmp_path, quant_format=QuantFormat.QDQ, per_channel=per_channel,
         activation_type=QuantType[kind], weight_type=QuantType.QInt8,
     )  # fmt: skip

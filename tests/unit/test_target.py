@@ -175,7 +175,7 @@ def test_an_unknown_arm_core_gets_the_features_that_it_has(monkeypatch: pytest.M
     assert found.name == "aarch64"
     assert found.tvm == (
         "llvm -mtriple=aarch64-linux-gnu -mcpu=generic -mattr=+bf16,+complxnum,+dotprod,+flagm,"
-        "+fp-armv8,+fp16fml,+fullfp16,+i8mm,+lse,+lse2,+neon,+rcpc,+rcpc-immo,+rdm,+sha3,+sve"
+        "+fp-armv8,+fp16fml,+fullfp16,+i8mm,+lse,+lse2,+neon,+rcpc,+rcpc-immo,+rdm,+sha3"
     )
     assert resolve(found.tvm).id == found.id
 
@@ -496,6 +496,25 @@ def test_a_target_file(tmp_path: Path) -> None:
     assert found.description == "A box"
 
 
+def test_features_can_be_left_out_of_the_code(tmp_path: Path) -> None:
+    text = GOOD.replace('["avx", "fma"]', '["avx", "fma"]\nwithout = ["bmi2"]')
+    found = load_target(write(tmp_path, text))
+    assert found.mattr == ("-bmi2",)
+    assert found.tvm.endswith("-mattr=-bmi2")
+
+
+def test_a_raw_string_for_a_cpu_whose_file_leaves_features_out_does_not_claim_to_know() -> None:
+    assert resolve("llvm -mtriple=aarch64-linux-gnu -mcpu=neoverse-v1").features == ()
+    assert resolve(resolve("graviton3").tvm).features == ()  # LLVM is asked
+
+
+def test_armhf_is_hard_float_unless_the_target_says_otherwise() -> None:
+    assert resolve("armv7").tvm.endswith("-mfloat-abi=hard")
+    soft = resolve("llvm -mtriple=armv7-linux-gnueabihf -mfloat-abi=soft").tvm
+    assert soft.count("-mfloat-abi") == 1
+    assert "float-abi" not in resolve("rpi4").tvm
+
+
 def test_match_is_optional(tmp_path: Path) -> None:
     assert load_target(write(tmp_path, GOOD.partition("[match]")[0])).name == "box"
 
@@ -516,6 +535,8 @@ def test_match_is_optional(tmp_path: Path) -> None:
         ('["avx", "fma"]', '["avx", "fmaa"]', "unknown feature 'fmaa'"),
         ('["avx", "fma"]', '["avx", 3]', "unknown feature '3'"),
         ('["avx", "fma"]', '["avx", ["fma"]]', "unknown feature"),
+        ('["avx", "fma"]', '["avx", "fma"]\nwithout = ["bmi3"]', "without must list features"),
+        ('["avx", "fma"]', '["avx", "fma"]\nwithout = [["bmi2"]]', "without must list features"),
         ("family = 25", 'family = "25"', "family must be of type int"),
         ("family = 25", "family = true", "family must be of type int"),
         ("family = 25\n", "", "the key 'family' is missing"),
