@@ -143,6 +143,8 @@ PASSES: tuple[Pass, ...] = (
          help="split off the tail of loops with likely conditions"),
     Pass(name="tir.VectorizeLoop", stage="tir", level=1,
          help="turn marked loops into vector instructions"),
+    Pass(name="mlc.shuffle_loads", stage="tir", level=1,
+         help="lanes out of one block of memory: a load and a shuffle instead of a load for each"),
     Pass(name="tir.UnrollLoop", stage="tir", level=0, help="write marked loops out"),
     Pass(name="tir.StorageRewrite", stage="tir", level=0,
          help="share the buffers inside one kernel"),

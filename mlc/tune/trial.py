@@ -15,6 +15,7 @@ import numpy as np
 
 from mlc import tvm_env
 from mlc.codegen import kernels
+from mlc.codegen.lets import inline_vector_lets
 from mlc.errors import BuildError
 from mlc.runtime.timing import CROWDED
 from mlc.tune.place import SYMBOL, Here, Place
@@ -197,7 +198,7 @@ def compile_kernel(schedule: Any, tensors: Sequence[Any], target: Any) -> Any:
 
     settings = kernels.Settings(target=target, level=3, dispatch=None)
     with target, kernels.pass_context(settings.level):
-        tir = tvm.lower(schedule, list(tensors), name=SYMBOL)
+        tir = inline_vector_lets()(tvm.lower(schedule, list(tensors), name=SYMBOL))
     return kernels.build(kernels.Job(symbol=SYMBOL, key="", function=None), tir, settings)
 
 
