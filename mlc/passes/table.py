@@ -114,7 +114,7 @@ PASSES: tuple[Pass, ...] = (
          help="softmax(Q K^T) V of a block of queries at a time, scores in cache (not with --exact)"),
     Pass(name="fast-math", stage="relay", level=3, needs=(*FAST, "mlc.recurrent"), exact=False, run=take_fast_math,
          for_cpu=True,
-         help="erf, tanh, exp, sigmoid, softmax, recurrent layers as arithmetic on vectors (not with --exact)"),
+         help="erf, tanh, exp, sigmoid, softmax, LRN, recurrent layers as arithmetic on vectors (not with --exact)"),
     Pass(name="winograd", stage="relay", level=3, needs=("nn.conv2d",), exact=False, run=take_winograd,
          for_cpu=True,
          help="3x3 convolutions with fewer multiplications, where that is faster (not with --exact)"),

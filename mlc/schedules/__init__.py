@@ -3,7 +3,7 @@
 Templates: `dense`, `batch_matmul` and `pointwise` share the register tile of `gemm`; `winograd` (with
 `winograd_op`), `depthwise`, `direct` (groups, images) and `attention`. `conv_op` offers those of
 convolutions, `blocks` decides on NCHWc. Kernels without knobs: `rows` (softmax, layer norm),
-`elementary`, `recurrent`. `tails`, `stack`, `serial` and `shuffles` are TIR passes. `arm` chooses among TVM's schedules for Arm, `cuda` has default
+`lrn`, `elementary`, `recurrent`. `tails`, `stack`, `serial` and `shuffles` are TIR passes. `arm` chooses among TVM's schedules for Arm, `cuda` has default
 configs of its templates for GPUs. The modules import TVM:
 `tvm_env.tvm()` loads them, once, and everything forked later inherits them.
 """
@@ -28,11 +28,23 @@ def install() -> None:
         conv_op,
         dense,
         elementary,
+        lrn,
         recurrent,
         rows,
         winograd_op,
     )
 
-    ours = dense, batch_matmul, winograd_op, blocks, conv_op, recurrent, elementary, rows, attention
+    ours = (
+        dense,
+        batch_matmul,
+        winograd_op,
+        blocks,
+        conv_op,
+        recurrent,
+        elementary,
+        rows,
+        lrn,
+        attention,
+    )
     for module in (*ours, arm):  # Arm last: it puts back what differs there
         module.install()
