@@ -1,8 +1,9 @@
-"""A TIR pass: bindings of vectors written out where they are used.
+"""A TIR pass: bindings of vectors and floats written out where they are used.
 
 TVM's elimination of common subexpressions binds index arithmetic, which may be a vector of
-integers, and its code generator declares each binding to the debugger; LLVM takes only declarations
-of pointers and integers, and refuses the module. LLVM finds common subexpressions by itself.
+integers, and constants of pooling, which may be floats, and its code generator declares each binding to
+the debugger; LLVM takes only declarations of pointers and integers, and refuses the module. LLVM finds
+common subexpressions by itself.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def inline_vector_lets() -> Any:
 def _visit(let: Any) -> Any:
     from tvm import DataType, tir
 
-    if DataType(let.var.dtype).lanes == 1:
+    dtype = DataType(let.var.dtype)
+    if dtype.lanes == 1 and "float" not in str(dtype):
         return None
     return tir.stmt_functor.substitute(let.body, {let.var: let.value})

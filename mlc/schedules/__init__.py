@@ -2,10 +2,11 @@
 
 Templates: `dense`, `batch_matmul` and `pointwise` share the register tile of `gemm`; `winograd` (with
 `winograd_op`), `depthwise`, `direct` (groups, images) and `attention`. `conv_op` offers those of
-convolutions, `blocks` decides on NCHWc. Kernels without knobs: `rows` (softmax, layer norm),
-`lrn`, `elementary`, `recurrent`. `tails`, `stack`, `serial` and `shuffles` are TIR passes. `arm` chooses among TVM's schedules for Arm, `cuda` has default
-configs of its templates for GPUs. The modules import TVM:
-`tvm_env.tvm()` loads them, once, and everything forked later inherits them.
+convolutions, `blocks` decides on NCHWc. Kernels without knobs: `rows` (softmax, layer norm), `spatial`
+(pooling, reductions over the image), `lrn`, `elementary`, `recurrent`. `tails`, `stack`, `serial` and
+`shuffles` are TIR passes. `arm` chooses among TVM's schedules for Arm, `cuda` has default configs of its
+templates for GPUs. The modules import TVM: `tvm_env.tvm()` loads them, once, and everything forked
+later inherits them.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def install() -> None:
         lrn,
         recurrent,
         rows,
+        spatial,
         winograd_op,
     )
 
@@ -43,6 +45,7 @@ def install() -> None:
         recurrent,
         elementary,
         rows,
+        spatial,
         lrn,
         attention,
     )
