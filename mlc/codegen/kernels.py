@@ -163,11 +163,17 @@ def pass_context(level: int, instruments: Sequence[Any] = ()) -> Any:
     from tvm.ir.transform import PassContext
 
     from mlc.schedules.serial import serialize_short_loops
+    from mlc.schedules.shuffles import shuffle_loads
     from mlc.schedules.stack import keep_on_stack
     from mlc.schedules.tails import version_loops
 
-    # After TVM's phase 1, after its last.
-    passes = [[1, version_loops()], [1, serialize_short_loops()], [3, keep_on_stack()]]
+    # After TVM's phase 1, after vectors are made, after the last phase.
+    passes = [
+        [1, version_loops()],
+        [1, serialize_short_loops()],
+        [2, shuffle_loads()],
+        [3, keep_on_stack()],
+    ]
     # TVM's common subexpressions cost more than all other passes, LLVM finds the same ones, and it
     # refuses the vectors that TVM binds to names.
     config: dict[str, Any] = {"tir.add_lower_pass": passes, "tir.disable_cse_tir": True}

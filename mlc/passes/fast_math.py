@@ -1,4 +1,4 @@
-"""Functions in float32 as arithmetic on vectors: erf, tanh, exp, sigmoid, softmax.
+"""Functions in float32 as arithmetic on vectors: erf, tanh, exp, sigmoid, softmax, powers in LRN.
 
 TVM leaves them to the C library, one call per element: erf alone, in GELU, took a third of a small
 vision transformer's time, softmax an eighth. TVM's `fast_erf` and `fast_tanh` are Eigen's rational
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 CLAMPED = {"erf": "fast_erf", "tanh": "fast_tanh"}
-FAST = (*CLAMPED, "exp", "sigmoid", "nn.softmax")
+FAST = (*CLAMPED, "exp", "sigmoid", "nn.softmax", "nn.lrn")
 
 
 def take_fast_math(module: Any) -> Any:
@@ -28,7 +28,7 @@ def take_fast_math(module: Any) -> Any:
 def _fast(call: Any, arguments: Sequence[Any]) -> Any:
     from tvm import relay
 
-    from mlc.schedules import elementary, operator, recurrent, rows
+    from mlc.schedules import elementary, operator, recurrent
 
     name = getattr(call.op, "name", "")
     if name == recurrent.NAME and call.attrs["exact"]:
@@ -41,9 +41,17 @@ def _fast(call: Any, arguments: Sequence[Any]) -> Any:
     if name == "sigmoid":
         one = relay.const(1.0, "float32")
         return one / (one + operator.call(elementary.EXP, [relay.negative(value)]))
-    if name == "nn.softmax":
-        last = int(call.attrs.axis) in (-1, len(call.checked_type.shape) - 1)
-        fits = last and rows.takes(call.checked_type)
-        return operator.call(rows.SOFTMAX, [value]) if fits else None
+    if name in ("nn.softmax", "nn.lrn"):
+        return _normalized(call, value)
     found = relay.Call(relay.op.get(CLAMPED[name]), [value])
     return relay.where(relay.isnan(value), value, found)
+
+
+def _normalized(call: Any, value: Any) -> Any:
+    from mlc.schedules import lrn, operator, rows
+
+    if call.op.name == "nn.lrn":
+        return lrn.normalized(value, call.attrs) if lrn.takes(call) else None
+    last = int(call.attrs.axis) in (-1, len(call.checked_type.shape) - 1)
+    fits = last and rows.takes(call.checked_type)
+    return operator.call(rows.SOFTMAX, [value]) if fits else None

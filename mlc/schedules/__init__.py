@@ -1,11 +1,12 @@
 """Our own AutoTVM templates and operators, and the strategies that offer them to Relay.
 
 Templates: `dense`, `batch_matmul` and `pointwise` share the register tile of `gemm`; `winograd` (with
-`winograd_op`), `depthwise` and `attention`. `conv_op` offers those of convolutions, `blocks` decides on
-NCHWc. Kernels without knobs: `rows` (softmax, layer norm), `elementary`, `recurrent`. `tails`, `stack`
-and `serial` are TIR passes. `arm` chooses among TVM's schedules for Arm, `cuda` has default
-configs of its templates for GPUs. The modules import TVM:
-`tvm_env.tvm()` loads them, once, and everything forked later inherits them.
+`winograd_op`), `depthwise`, `direct` (groups, images) and `attention`. `conv_op` offers those of
+convolutions, `blocks` decides on NCHWc. Kernels without knobs: `rows` (softmax, layer norm), `spatial`
+(pooling, reductions over the image), `lrn`, `elementary`, `recurrent`. `tails`, `stack`, `serial` and
+`shuffles` are TIR passes. `arm` chooses among TVM's schedules for Arm, `cuda` has default configs of its
+templates for GPUs. The modules import TVM: `tvm_env.tvm()` loads them, once, and everything forked
+later inherits them.
 """
 
 from __future__ import annotations
@@ -28,11 +29,25 @@ def install() -> None:
         conv_op,
         dense,
         elementary,
+        lrn,
         recurrent,
         rows,
+        spatial,
         winograd_op,
     )
 
-    ours = dense, batch_matmul, winograd_op, blocks, conv_op, recurrent, elementary, rows, attention
+    ours = (
+        dense,
+        batch_matmul,
+        winograd_op,
+        blocks,
+        conv_op,
+        recurrent,
+        elementary,
+        rows,
+        spatial,
+        lrn,
+        attention,
+    )
     for module in (*ours, arm):  # Arm last: it puts back what differs there
         module.install()

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import autotvm, relay, te
+from tvm.relay.op import op as relay_op
 from tvm.relay.op.strategy import generic, x86
 from tvm.topi import nn
 from tvm.topi.utils import get_const_tuple
 from tvm.topi.x86 import conv2d_alter_op
 
-from mlc.schedules import depthwise, gemm, pointwise
+from mlc.schedules import depthwise, direct, gemm, pointwise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +34,10 @@ class Template:
     schedule: Callable[..., Any]
     operator: Callable[..., Any]
 
-    def arguments(self, attrs: Any) -> list[tuple[int, ...]]:
+    def arguments(self, attrs: Any) -> list[Any]:
         """Return the arguments behind data and weights."""
-        return [tuple(get_const_tuple(attrs[name])) for name in self.attributes]
+        values = [attrs[name] for name in self.attributes]
+        return [int(v) if isinstance(v, int) else tuple(get_const_tuple(v)) for v in values]
 
 
 _TEMPLATES = (
@@ -55,6 +57,15 @@ _TEMPLATES = (
         layer_of=pointwise.layer_of,
         compute=pointwise.pointwise,
         schedule=pointwise.schedule_pointwise,
+        operator=relay.nn.contrib_conv2d_nchwc,
+    ),
+    Template(
+        name=direct.TEMPLATE,
+        takes=direct.takes,
+        attributes=("strides", "padding", "dilation", "groups"),
+        layer_of=direct.layer_of,
+        compute=direct.direct,
+        schedule=direct.schedule_direct,
         operator=relay.nn.contrib_conv2d_nchwc,
     ),
 )
@@ -77,7 +88,9 @@ def offered(theirs: Any) -> Any:
     """Return a strategy function of TVM's with our templates before its own."""
 
     def strategy(attrs: Any, inputs: Any, out_type: Any, target: Any) -> Any:
-        found = theirs(attrs, inputs, out_type, target)
+        # Theirs fail on groups in blocks, and on an image that is not in blocks.
+        only_ours = len(inputs[1].shape) == 6 and direct.takes(attrs, inputs, out_type)
+        found = relay_op.OpStrategy() if only_ours else theirs(attrs, inputs, out_type, target)
         for template in _TEMPLATES:
             if template.takes(attrs, inputs, out_type):
                 found.add_implementation(
@@ -130,7 +143,7 @@ def _altered(attrs: Any, inputs: Any, types: Any, out_type: Any) -> Any:
     inner, outer = layer.weights[-2:]
     layouts = {
         "channels": layer.weights[0] * outer,
-        "data_layout": f"NCHW{layer.image[-1]}c",
+        "data_layout": f"NCHW{layer.image[4]}c" if len(layer.image) == 5 else "NCHW",
         "kernel_layout": f"OIHW{inner}i{outer}o",
         "out_layout": f"NCHW{outer}c",
     }

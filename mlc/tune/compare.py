@@ -29,6 +29,7 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "depthwise_conv2d_NCHWc.x86": ("NCHW", "OIHW", "NCHW"),
     "depthwise_conv2d_mlc.x86": ("NCHW", "OIHW", "NCHW"),
     "conv2d_1x1_mlc.x86": ("NCHW", "OIHW", "NCHW"),
+    "conv2d_direct_mlc.x86": ("NCHW", "OIHW", "NCHW"),
     "dense_pack.x86": ("MK", "NK", "MN"),
     "dense_nopack.x86": ("MK", "NK", "MN"),
     "batch_matmul.x86": ("BMK", "BNK", "BMN"),

@@ -82,6 +82,11 @@ def task_of(case: Case, target: Any) -> Any:
 
 def run(task: Any, config: Any, case: Case, *, tuning: bool) -> Array:
     """Build a candidate and run it: in blocks while tuning, else on plain tensors."""
+    return run_on(arrays(case), task, config, tuning=tuning)
+
+
+def run_on(inputs: tuple[Array, Array], task: Any, config: Any, *, tuning: bool) -> Array:
+    """Build a convolution and run it on NCHW and OIHW: in blocks while tuning, else as they are."""
     from tvm.autotvm.env import GLOBAL_SCOPE
 
     before, GLOBAL_SCOPE.in_tuning = GLOBAL_SCOPE.in_tuning, tuning
@@ -91,21 +96,25 @@ def run(task: Any, config: Any, case: Case, *, tuning: bool) -> Array:
     finally:
         GLOBAL_SCOPE.in_tuning = before
     module = Here().finish(compile_kernel(schedule, tensors, task.target))
-    placeholders = [type(tensor.op).__name__ == "PlaceholderOp" for tensor in tensors]
-    result = shape_of(tensors[placeholders.index(False)])
+    given = [type(tensor.op).__name__ == "PlaceholderOp" for tensor in tensors]
+    result = shape_of(tensors[given.index(False)])
     outputs = Here().tensor(np.full(result, np.nan, np.float32))
-    data, weight = arrays(case)
-    if tuning:
-        data = relayout(data, "NCHW", f"NCHW{result[-1]}c")
-        weight = relayout(weight, "OIHW", f"OIHW1i{result[-1]}o")
-    given = {array.shape: Here().tensor(array) for array in (data, weight)}
-    arguments = [
-        given[shape_of(tensor)] if is_input else outputs
-        for tensor, is_input in zip(tensors, placeholders, strict=True)
-    ]
-    module.get_function("candidate")(*arguments)
+    packed = {array.shape: array for array in inputs}
+    for shape in (
+        shape_of(tensor) for tensor, is_input in zip(tensors, given, strict=True) if is_input
+    ):
+        if len(shape) == 5:
+            packed[shape] = relayout(inputs[0], "NCHW", f"NCHW{shape[4]}c")
+        if len(shape) == 6:
+            packed[shape] = relayout(inputs[1], "OIHW", f"OIHW{shape[4]}i{shape[5]}o")
+    module.get_function("candidate")(
+        *(
+            Here().tensor(packed[shape_of(tensor)]) if is_input else outputs
+            for tensor, is_input in zip(tensors, given, strict=True)
+        )
+    )
     found = outputs.numpy()
-    return relayout(found, f"NCHW{result[-1]}c", "NCHW") if tuning else found
+    return relayout(found, f"NCHW{result[-1]}c", "NCHW") if len(result) == 5 else found
 
 
 def close(ours: Array, exact: Array, terms: int) -> None:

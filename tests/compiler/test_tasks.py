@@ -119,7 +119,11 @@ def test_convolutions_are_in_their_logical_layout(conv: Built) -> None:
         "1x8 5x8",
         "1x8x9x9 8x8x3x3",
     ]
-    assert {task.template for task in found(conv)} == {"conv2d_NCHWc.x86", "dense_mlc.x86"}
+    assert {task.shapes: task.template for task in found(conv)} == {
+        "1x3x9x9 8x3x3x3": "conv2d_direct_mlc.x86",
+        "1x8x9x9 8x8x3x3": "conv2d_NCHWc.x86",
+        "1x8 5x8": "dense_mlc.x86",
+    }
 
 
 def test_no_tasks(plain: Built) -> None:
