@@ -61,12 +61,14 @@ class RunOptions:
 class BenchOptions:
     """What `mlc bench` is asked to do; times in seconds.
 
-    `against` is None or "onnxruntime", which then needs `model`, the ONNX file.
+    `against` is None or "onnxruntime", which then needs `model`, the ONNX file. `device` is "cpu", or
+    "cuda" for a GPU.
     """
 
     artifact: str
     model: str | None = None
     against: str | None = None
+    device: str = "cpu"
     warmup: float = 0.5
     duration: float = 3.0
     threads: int | None = None

@@ -22,6 +22,8 @@ from mlc.runtime.session import Session, _load_library, _view
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mlc.runtime.cuda import CudaSession
+
 MIN_RUNS = 5
 _IDLE_CALLS = 200
 
@@ -70,6 +72,20 @@ def profile(session: Session, seconds: float, runs: int = MIN_RUNS) -> list[Kern
     positions = [position for position, _ in called]
     samples = _measure(executor["execute_node"], positions, seconds, runs)
     return summarize([symbol for _, symbol in called], samples, session.manifest["kernels"])
+
+
+def profile_on_gpu(session: CudaSession, seconds: float, runs: int = MIN_RUNS) -> list[KernelTime]:
+    """Return what `profile` does, of a session on a GPU, by marks that the GPU puts times on.
+
+    Raises:
+        RunError: the GPU reports an error.
+    """
+    session.timed_run()  # warms up
+    samples: list[list[float]] = []
+    deadline = time.perf_counter() + seconds
+    while len(samples) < runs or time.perf_counter() < deadline:
+        samples.append(session.timed_run())
+    return summarize(session.symbols, np.array(samples), session.manifest["kernels"])
 
 
 def summarize(

@@ -17,7 +17,7 @@ from mlc.runtime.session import check_inputs, check_names
 from mlc.runtime.session import open as open_session
 
 if TYPE_CHECKING:
-    from mlc.options import RunOptions
+    from mlc.options import BenchOptions, RunOptions
     from mlc.runtime.cuda import CudaSession
     from mlc.runtime.session import Session
 
@@ -32,7 +32,7 @@ def run(options: RunOptions, on_event: OnEvent) -> dict[str, np.ndarray[Any, Any
     """
     if options.output and not options.output.endswith(".npz"):
         raise UsageError(f"outputs are saved as .npz, not {options.output!r}")
-    with _opened(options) as session:
+    with opened(options) as session:
         arrays = sources.read(options.inputs, session.inputs)
         check_names(session.inputs, arrays)
         missing = [spec for spec in session.inputs if spec.name not in arrays]
@@ -55,7 +55,8 @@ def run(options: RunOptions, on_event: OnEvent) -> dict[str, np.ndarray[Any, Any
     return outputs
 
 
-def _opened(options: RunOptions) -> Session | CudaSession:
+def opened(options: RunOptions | BenchOptions) -> Session | CudaSession:
+    """Return the artifact opened where the options say."""
     if options.device == "cuda":
         from mlc.runtime.cuda import CudaSession
 

@@ -78,6 +78,8 @@ def test_running_it_needs_a_driver(mlc, compiled):
     if not Path("/dev/nvidia0").exists():
         done = mlc("run", "net.mlc", "--random", "--device", "cuda", cwd=compiled, check_code=8)
         assert "running on a GPU needs one" in done.stderr
+        done = mlc("bench", "net.mlc", "--device", "cuda", cwd=compiled, check_code=8)
+        assert "running on a GPU needs one" in done.stderr
 
 
 @pytest.mark.parametrize(
