@@ -281,8 +281,6 @@ def _lookup(options: CompileOptions, chosen: target.Target, on_event: OnEvent) -
     """Return what finds the record of a workload: in `--records`, else in the tuning logs."""
     from mlc.tune import applied
 
-    if options.records is None and chosen.gpu is not None:
-        return lambda _workload: None  # the logs are of CPUs
     if options.records is None:
         return applied.from_logs(options.logs, chosen)
     best = read_best(Path(options.records), chosen.mcpu)
@@ -322,7 +320,7 @@ def _artifact_key(options: CompileOptions, chosen: target.Target, model_sha256: 
     for irrelevant in ("model", "output", "cache", "jobs", "dump_ir", "kernel", "target", "logs"):
         del asked[irrelevant]
     asked["records"] = _records_state(options)
-    gpu = [str(chosen.gpu), ptxas.version()] if chosen.gpu is not None else []
+    gpu = [chosen.name, str(chosen.gpu), ptxas.version()] if chosen.gpu is not None else []
     return key_of(model_sha256, asked, chosen.tvm, tvm_env.versions(), gpu, source_digest())
 
 

@@ -177,9 +177,13 @@ class RpcTrackerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RpcServerOptions:
-    """What `mlc rpc server` offers this machine as (`key`), to whom, and where it listens."""
+    """What `mlc rpc server` offers this machine as (`key`), to whom, and where it listens.
+
+    `device` is "cpu", or "cuda" to offer its GPU as well.
+    """
 
     key: str
+    device: str = "cpu"
     tracker: str = "127.0.0.1:9190"
     host: str = "127.0.0.1"
     port: int = 9091

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import time
 from typing import Any
 
@@ -10,7 +13,11 @@ import numpy as np
 from mlc.emulate.ptx_machine import launch
 from mlc.emulate.ptx_memory import Memory
 from mlc.emulate.ptx_text import entries
+from mlc.errors import RunError
 from mlc.gpu.device import Launch
+from mlc.options import RpcServerOptions
+from mlc.rpc import serve as serving
+from mlc.runtime import cuda_kernel, driver_api
 
 
 class FakeDriver:
@@ -95,3 +102,53 @@ class FakeDriver:
             if Memory([], "").address(number) == address:
                 return buffer
         raise AssertionError(address)
+
+
+CRASHES, HANGS, FAILS, WRONG = 61, 67, 71, 73  # threads of a block
+
+
+def scripted(threads: int) -> float:
+    """Return the seconds of a launch: long enough to be timed once, fewer threads being faster."""
+    return 0.1 + 0.01 * threads
+
+
+class ScriptedDriver(FakeDriver):
+    """A launch takes `scripted` seconds by the threads of a block; blocks of certain sizes do what they should not."""
+
+    arch = (8, 0)
+    now = 0.0
+
+    def launch(self, function: int, step: Launch, arguments: list[Any]) -> None:
+        threads = int(np.prod(step.block))
+        if threads == CRASHES:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if threads == HANGS:
+            time.sleep(600)
+        if threads == FAILS:
+            raise RunError("cuLaunchKernel failed: as scripted")
+        super().launch(function, step, arguments)
+        if threads == WRONG:
+            for buffer in self.memory:
+                buffer[:] += 1
+        self.now += scripted(threads)
+
+    def clock(self) -> float:
+        return self.now
+
+
+def serve(tracker: str) -> None:
+    """Offer a machine with such a GPU to a tracker, under the key `gpu`."""
+    load = cuda_kernel.LoadedKernel.__init__
+
+    def load_ptx(self: Any, driver: Any, program: Any, *, use_cubin: bool) -> None:
+        assert use_cubin
+        load(self, driver, program, use_cubin=False)  # the simulator reads no machine code
+
+    cuda_kernel.LoadedKernel.__init__ = load_ptx  # type: ignore[method-assign]
+    driver_api.Driver = ScriptedDriver  # type: ignore[assignment, misc]
+    options = RpcServerOptions(key="gpu", device="cuda", tracker=tracker, port=0)
+    serving.serve_device(options, lambda address: print(address, flush=True))  # noqa: T201
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -46,11 +46,13 @@ def with_arch(asked: dict[str, Any]) -> dict[str, Any]:
     return {**found, "target": f"cuda:{chosen}"}
 
 
-def device() -> Decorator:
-    """Return the option `--device`."""
+def device(
+    text: str = "Where to run: an artifact for a GPU takes cuda, and NVIDIA's driver.",
+) -> Decorator:
+    """Return the option `--device`, described by `text`."""
     return click.option(
         "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
-        help="Where to run: an artifact for a GPU takes cuda, and NVIDIA's driver.",
+        help=text,
     )  # fmt: skip
 
 
