@@ -56,6 +56,7 @@ def compile_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     stored = cache.get("artifacts", key) if options.dump_ir is None else None
     if stored is not None and _restore(stored, output):
         report = _report(output, started, cache.get("coverage", key), from_cache=True)
+        _say_notes(report["manifest"], on_event)
         if options.verify and report["manifest"]["verification"] is None:
             _say_unverified(report["manifest"], on_event)
         return report
@@ -190,9 +191,7 @@ def build_model(
         "verification": None,
     }
     contents = build.contents(fused, library, chosen, llvm, facts)
-    for symbol, kernel in contents.manifest["kernels"].items():
-        if "note" in kernel:
-            on_event(Notice(text=f"kernel {symbol}: {kernel['note']}", level="warning"))
+    _say_notes(contents.manifest, on_event)
     return Built(contents=contents, library=library, dispatch=dispatch)
 
 
@@ -222,6 +221,13 @@ def _write(
     finally:
         temporary.unlink(missing_ok=True)
     return coverage
+
+
+def _say_notes(manifest: dict[str, Any], on_event: OnEvent) -> None:
+    """Say which kernels were compiled otherwise than asked, and why."""
+    for symbol, kernel in manifest["kernels"].items():
+        if "note" in kernel:
+            on_event(Notice(text=f"kernel {symbol}: {kernel['note']}", level="warning"))
 
 
 def _say_unverified(manifest: dict[str, Any], on_event: OnEvent) -> None:

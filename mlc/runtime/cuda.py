@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
+_TEGRA = {(7, 2), (8, 7), (10, 1), (11, 0)}  # Xavier, Orin, Thor under both of its numbers
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Step:
     """A kernel's turn in the graph: its symbol, and what it launches."""
@@ -179,6 +182,9 @@ def _largest(programs: Mapping[str, Program]) -> list[int]:
 def _fits(path: Path, target: str, capability: tuple[int, int]) -> bool:
     """Return whether the cubin runs on the GPU; with False its driver must compile the PTX.
 
+    Machine code runs on later minor versions of its architecture, but not from desktop to Tegra or
+    back ("Binary Compatibility" in NVIDIA's CUDA C++ Programming Guide).
+
     Raises:
         ArtifactError: the GPU is older than what the artifact was compiled for.
     """
@@ -191,6 +197,8 @@ def _fits(path: Path, target: str, capability: tuple[int, int]) -> bool:
             f"{path} is for sm_{sm} and newer, and this GPU is sm_{major}{minor}",
             f"compile it for this one: `--target cuda --arch sm_{major}{minor}`",
         )
+    if capability in _TEGRA or wanted in _TEGRA:
+        return capability == wanted
     return major == wanted[0]
 
 

@@ -152,13 +152,34 @@ def test_a_session_drives_a_gpu_and_gives_everything_back(saved):
     assert (driver.unloaded, driver.closed) == ([1], True)
 
 
-@pytest.mark.parametrize(("arch", "loads"), [((8, 0), "cubin"), ((9, 0), "ptx"), ((12, 0), "ptx")])
+@pytest.mark.parametrize(
+    ("arch", "loads"),
+    [((8, 0), "cubin"), ((8, 9), "cubin"), ((8, 7), "ptx"), ((9, 0), "ptx"), ((12, 0), "ptx")],
+)  # 8.7 is a Jetson: machine code for desktop cards does not run there
 def test_a_newer_gpu_gets_ptx(saved, monkeypatch, arch, loads):
     monkeypatch.setattr(FakeDriver, "arch", arch)
     with CudaSession(saved, FakeDriver) as session:
         check(session)
     (code,) = FakeDriver.made[-1].loaded
     assert code == (b"\x7fELF code" if loads == "cubin" else ADD.encode() + b"\0")
+
+
+def test_code_for_a_jetson_is_compiled_again_for_other_gpus(saved, monkeypatch):
+    chosen = artifact.read_manifest(saved)["target"]
+    for arch, code in (((8, 7), b"\x7fELF code"), ((8, 9), ADD.encode() + b"\0")):
+        artifact.rewrite_manifest(saved, {"target": {**chosen, "tvm": "nvptx -mcpu=sm_87 -x=1"}})
+        monkeypatch.setattr(FakeDriver, "arch", arch)
+        with CudaSession(saved, FakeDriver) as session:
+            check(session)
+        assert FakeDriver.made[-1].loaded == [code]
+
+
+def test_an_artifact_that_names_no_architecture_is_refused(saved):
+    chosen = artifact.read_manifest(saved)["target"]
+    artifact.rewrite_manifest(saved, {"target": {**chosen, "tvm": "nvptx -mcpu=gfx90a"}})
+    with pytest.raises(ArtifactError, match="does not say which GPUs"):
+        CudaSession(saved, FakeDriver)
+    assert not FakeDriver.made[-1].loaded
 
 
 def test_an_older_gpu_is_refused_before_any_code_is_loaded(saved, monkeypatch):
