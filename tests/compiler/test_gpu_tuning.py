@@ -15,6 +15,7 @@ import pytest
 
 from mlc import target
 from mlc.build import tvm_target
+from mlc.emulate.cuda import run_program
 from mlc.errors import MissingToolError, TargetError
 from mlc.gpu import ptxas
 from mlc.gpu.device import Program
@@ -25,9 +26,10 @@ from mlc.tune import session
 from mlc.tune.dispatch import dispatch_context
 from mlc.tune.farm import Farm, find, measuring_device
 from mlc.tune.on_gpu import OnGpu
+from mlc.tune.place import random_values
 from mlc.tune.record import FALLBACK, Record, workload_key
 from mlc.tune.remote import RemoteMeasurer
-from mlc.tune.trial import Trial
+from mlc.tune.trial import Trial, shape_of
 from tests.compiler.test_measure import QUICK
 from tests.compiler.test_remote import refuse
 from tests.fake_gpu import CRASHES, FAILS, HANGS, WRONG, scripted
@@ -198,3 +200,45 @@ def test_a_record_that_prefers_the_default_gets_the_one_for_gpus(tvm: Any) -> No
     assert isinstance(config, Default)
     assert config is dispatch._query_inside(None, ("t",))
     assert dispatch.used == {'["t"]': found}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("template", "shapes", "rest"),
+    [
+        ("conv2d_nchw.cuda", [(1, 8, 9, 14), (12, 8, 3, 3)], [(1, 1), (1,) * 4, (1, 1), "float32"]),
+        ("depthwise_conv2d_nchw.cuda", [(1, 16, 9, 14), (16, 1, 3, 3)],
+         [(2, 2), (1,) * 4, (1, 1), "float32"]),
+        ("dense_small_batch.gpu", [(1, 96), (20, 96)], [None, "float32"]),
+        ("batch_matmul.cuda", [(2, 16, 24), (2, 8, 24)], [(2, 16, 8), "float32", False, True]),
+    ],
+)  # fmt: skip
+def test_random_configs_compute_what_the_default_does(
+    tvm: Any, template: str, shapes: list[tuple[int, ...]], rest: list[Any]
+) -> None:
+    from tvm import autotvm
+
+    tensors = [("TENSOR", shape, "float32") for shape in shapes]
+    task = autotvm.task.create(template, [*tensors, *rest], target=tvm_target(CARD, 3))
+    expected = simulated(built(task, None))
+    draws = np.random.default_rng(0).integers(len(task.config_space), size=4)
+    for index in map(int, draws):
+        if task.config_space.is_index_valid(index):
+            np.testing.assert_allclose(
+                simulated(built(task, index)), expected, rtol=1e-4, atol=1e-5
+            )
+
+
+def simulated(trial: Trial) -> np.ndarray[Any, Any]:
+    """Return the output of a candidate that was built, on seeded inputs."""
+    assert isinstance(trial.module, Program), trial.error
+    arrays, written = [], []
+    for position, tensor in enumerate(trial.tensors):
+        if type(tensor.op).__name__ == "PlaceholderOp":
+            arrays.append(random_values(shape_of(tensor), tensor.dtype, position))
+        else:
+            arrays.append(np.full(shape_of(tensor), np.nan, np.float32))
+            written.append(arrays[-1])
+    run_program(trial.module, arrays)
+    (found,) = written
+    return found
