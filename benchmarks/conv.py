@@ -28,7 +28,7 @@ from mlc.cpu import host_cpu
 from mlc.runtime.session import set_threads
 from mlc.target import resolve
 from mlc.tune.place import Here, random_values
-from mlc.tune.trial import compile_kernel, shape_of
+from mlc.tune.trial import shape_of
 
 LAYERS = [(64, 56), (128, 28), (256, 14), (512, 7)]  # channels in and out, size; padding 1
 COLD_BYTES = 64 << 20  # of weights that are cycled through, twice a common L3 cache
@@ -64,7 +64,7 @@ def candidate(name: str, task: Any, config: Any, hot: bool) -> Candidate:
 
     with task.target:
         schedule, tensors = task.instantiate(config)
-    function = Here().finish(compile_kernel(schedule, tensors, task.target))
+    function = Here().compile(schedule, tensors, task.target)
     # The output comes first; the largest of the others holds the weights, or is as good to cycle.
     arrays = [random_values(shape_of(t), t.dtype, 0) for t in tensors]
     weight = max(range(1, len(arrays)), key=lambda k: len(shape_of(tensors[k])) != 5)

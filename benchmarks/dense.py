@@ -110,14 +110,14 @@ def kernel(task: Any, index: int | None) -> Candidate | None:
     from tvm.autotvm.task.space import FallbackConfigEntity
 
     from mlc.tune.place import Here, random_values
-    from mlc.tune.trial import compile_kernel, shape_of
+    from mlc.tune.trial import shape_of
 
     config = FallbackConfigEntity() if index is None else task.config_space.get(index)
     autotvm.GLOBAL_SCOPE.in_tuning = True
     try:
         with task.target:
             schedule, tensors = task.instantiate(config)
-        module = Here().finish(compile_kernel(schedule, tensors, task.target))
+        module = Here().compile(schedule, tensors, task.target)
     except Exception:  # noqa: BLE001 - a config may break TVM's schedules in any way
         return None
     arrays = [

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mlc import artifact, target, tvm_env
+from mlc import artifact, buckets, target, tvm_env
 from mlc import output as place
 from mlc.cache import Cache, key_of, open_cache, source_digest
 from mlc.cpu import host_cpu
@@ -58,6 +58,7 @@ def compile_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     stored = cache.get("artifacts", key) if options.dump_ir is None else None
     if stored is not None and _restore(stored, output):
         report = _report(output, started, cache.get("coverage", key), from_cache=True)
+        _say_notes(report["manifest"], on_event)
         if options.verify and report["manifest"]["verification"] is None:
             _say_unverified(report["manifest"], on_event)
         return report
@@ -189,9 +190,7 @@ def build_model(
         "verification": None,
     }
     contents = build.contents(fused, library, chosen, llvm, facts)
-    for symbol, kernel in contents.manifest["kernels"].items():
-        if "note" in kernel:
-            on_event(Notice(text=f"kernel {symbol}: {kernel['note']}", level="warning"))
+    _say_notes(contents.manifest, on_event)
     return Built(contents=contents, library=library, dispatch=dispatch)
 
 
@@ -223,6 +222,14 @@ def _write(
     finally:
         temporary.unlink(missing_ok=True)
     return coverage
+
+
+def _say_notes(manifest: dict[str, Any], on_event: OnEvent) -> None:
+    """Say which kernels were compiled otherwise than asked, and why."""
+    kernels = {s: k for entry in buckets.manifests(manifest) for s, k in entry["kernels"].items()}
+    for symbol, kernel in kernels.items():
+        if "note" in kernel:
+            on_event(Notice(text=f"kernel {symbol}: {kernel['note']}", level="warning"))
 
 
 def _say_unverified(manifest: dict[str, Any], on_event: OnEvent) -> None:
@@ -282,8 +289,6 @@ def _lookup(options: CompileOptions, chosen: target.Target, on_event: OnEvent) -
     """Return what finds the record of a workload: in `--records`, else in the tuning logs."""
     from mlc.tune import applied
 
-    if options.records is None and chosen.gpu is not None:
-        return lambda _workload: None  # the logs are of CPUs
     if options.records is None:
         return applied.from_logs(options.logs, chosen)
     best = read_best(Path(options.records), chosen.mcpu)
@@ -326,7 +331,7 @@ def artifact_key(options: CompileOptions, chosen: target.Target, model_sha256: s
     asked["records"] = records_state(options)
     # What one machine could not verify, another may.
     asked["verify"] = options.verify and target.runs_on(chosen, host_cpu()) is not False
-    gpu = [str(chosen.gpu), ptxas.version()] if chosen.gpu is not None else []
+    gpu = [chosen.name, str(chosen.gpu), ptxas.version()] if chosen.gpu is not None else []
     return key_of(model_sha256, asked, chosen.tvm, tvm_env.versions(), gpu, source_digest())
 
 

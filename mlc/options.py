@@ -63,13 +63,14 @@ class BenchOptions:
     """What `mlc bench` is asked to do; times in seconds.
 
     `against` is None or "onnxruntime", which then needs `model`, the ONNX file. `shapes` choose one
-    of the artifact's buckets (the first, if empty).
+    of the artifact's buckets (the first, if empty). `device` is "cpu", or "cuda" for a GPU.
     """
 
     artifact: str
     shapes: tuple[str, ...] = ()
     model: str | None = None
     against: str | None = None
+    device: str = "cpu"
     warmup: float = 0.5
     duration: float = 3.0
     threads: int | None = None
@@ -201,9 +202,13 @@ class RpcTrackerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RpcServerOptions:
-    """What `mlc rpc server` offers this machine as (`key`), to whom, and where it listens."""
+    """What `mlc rpc server` offers this machine as (`key`), to whom, and where it listens.
+
+    `device` is "cpu", or "cuda" to offer its GPU as well.
+    """
 
     key: str
+    device: str = "cpu"
     tracker: str = "127.0.0.1:9190"
     host: str = "127.0.0.1"
     port: int = 9091

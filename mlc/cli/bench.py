@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlc.cli.options import shapes
+from mlc.cli.options import device, shapes
 from mlc.options import BenchOptions
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ DEFAULTS = {field.name: field.default for field in fields(BenchOptions)}
 @click.option(
     "--seed", default=DEFAULTS["seed"], show_default=True, help="Seed of the random inputs."
 )
+@device()
 @click.option("--json", "json_mode", is_flag=True, help="Result and progress as JSON.")
 def bench(json_mode: bool, **asked: Any) -> None:
     """Time an ARTIFACT on random inputs, by itself or side by side with ONNX Runtime.
@@ -75,7 +76,8 @@ def bench(json_mode: bool, **asked: Any) -> None:
     Times drift with the machine's clock and load by 10-20 %, so compare two things only in one run:
     --against alternates short blocks of both and gives the ratio of their medians with its spread.
     A ratio above 1 means that mlc is faster. Spread in the table is the interquartile range over
-    the median.
+    the median. On a GPU (--device cuda) a run is timed by this machine's clock, from starting its
+    kernels to the end of the last one, inputs and outputs staying there; --profile by the GPU's.
     """  # fmt: skip
     from mlc.cli.render import console, reporter
     from mlc.runtime import bench as benching
@@ -97,7 +99,7 @@ def _timings(result: BenchResult) -> Table:
     from rich.table import Table
 
     table = Table(
-        title=f"{result.threads} thread(s), batch {result.batch}, seed {result.seed}",
+        title=f"{result.device or f'{result.threads} thread(s)'}, batch {result.batch}, seed {result.seed}",
         title_justify="left",
     )
     sides = [side for side in (result.mlc, result.peer) if side is not None]

@@ -51,11 +51,13 @@ def with_arch(asked: dict[str, Any]) -> dict[str, Any]:
     return {**found, "target": named if isinstance(given, tuple) else named[0]}
 
 
-def device() -> Decorator:
-    """Return the option `--device`."""
+def device(
+    text: str = "Where to run: an artifact for a GPU takes cuda, and NVIDIA's driver.",
+) -> Decorator:
+    """Return the option `--device`, described by `text`."""
     return click.option(
         "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
-        help="Where to run: an artifact for a GPU takes cuda, and NVIDIA's driver.",
+        help=text,
     )  # fmt: skip
 
 

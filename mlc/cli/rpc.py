@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlc.cli.options import device
 from mlc.options import RpcServerOptions, RpcTrackerOptions
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def rpc() -> None:
     \b
       mlc rpc tracker                            knows which devices are free
       mlc rpc server --key rpi4                  offers this machine to it
+      mlc rpc server --key a100 --device cuda    and its GPU
       mlc tune model.onnx --tracker 127.0.0.1:9190 --key rpi4
     """
 
@@ -80,8 +82,9 @@ def tracker(host: str, port: int, json_mode: bool) -> None:
     show_default=True,
     help="Port to listen at; 0: any free one.",
 )
+@device("cuda offers the GPU as well: `mlc tune --target cuda` measures there.")
 @_JSON
-def server(key: str, tracker: str, host: str, port: int, json_mode: bool) -> None:
+def server(key: str, tracker: str, host: str, port: int, device: str, json_mode: bool) -> None:
     """Offer this machine to a tracker until Ctrl-C.
 
     TVM's RPC has no password: whoever reaches the port can run code here, as this user.
@@ -93,7 +96,7 @@ def server(key: str, tracker: str, host: str, port: int, json_mode: bool) -> Non
         _say(facts, f"server at {address}, key {key}, tracker {tracker}", json_mode)
 
     _warn(host, port)
-    options = RpcServerOptions(key=key, tracker=tracker, host=host, port=port)
+    options = RpcServerOptions(key=key, device=device, tracker=tracker, host=host, port=port)
     _until_told(lambda: serve.serve_device(options, ready))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from mlc.cli.options import opt_level, shapes
+from mlc.cli.options import arch, opt_level, shapes, with_arch
 from mlc.errors import Interrupted, UsageError
 from mlc.options import TuneOptions
 
@@ -32,6 +32,7 @@ DEFAULTS = {field.name: field.default for field in fields(TuneOptions)}
 )
 @click.option("--budget", help="Time, such as 20m, 90s or 1h; whichever ends first.")
 @click.option("-t", "--target", help="What to tune for [default: mlc.toml's, else llvm].")
+@arch()
 @opt_level(DEFAULTS["opt_level"], "As for `mlc compile`.")
 @shapes("As for `mlc compile`; of several sizes the tasks of all are tuned.")
 @click.option("--logs", help="Where records are kept [default: tuning_logs beside mlc.toml].")
@@ -116,17 +117,18 @@ def tune(
       mlc tune model.onnx --list
       mlc tune model.onnx --report reports/
       mlc tune model.onnx --tracker 127.0.0.1:9190 --key rpi4
+      mlc tune model.onnx --target cuda --arch sm_80 --tracker 127.0.0.1:9190 --key a100
     """  # fmt: skip
     from mlc import isolate, project
 
     here = project.load(Path.cwd())
     path = Path(model) if model else project.require_model(here)
+    here_target = None if model else here.target
     options = TuneOptions(
         **{
-            **asked,
+            **with_arch({**asked, "target": target or here_target or DEFAULTS["target"]}),
             "model": str(path),
             "shapes": asked["shapes"] or (() if model else here.shapes),
-            "target": target or (None if model else here.target) or DEFAULTS["target"],
             "trials": _first(trials, here.trials, DEFAULTS["trials"]),
             "logs": logs or str(here.logs or here.folder / project.LOGS),
             "budget": None if budget is None else seconds(budget),

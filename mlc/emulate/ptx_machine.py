@@ -190,6 +190,8 @@ class _Machine:
             return self._load(code)
         if words[0] == "st":
             return self._store(code)
+        if words[0] == "mov" and "{" in "".join(code.operands):
+            return self._pack(code)
         function = compute(words)
         if function is None:
             raise self._unknown(code)
@@ -209,6 +211,35 @@ class _Machine:
             self._write(target, result.astype(dtype, copy=False), group)
 
         return step
+
+    def _pack(self, code: Instruction) -> Step:
+        """Join registers to a wider one, the lowest first, or take such a one apart (`mov`)."""
+        kind, whole = code.words[-1], DTYPES[code.words[-1]]
+        target, source = code.operands
+        apart = target.startswith("{")
+        parts = [part.strip() for part in (target if apart else source).strip("{}").split(",")]
+        narrow = f"b{8 * whole.itemsize // len(parts)}"
+        shifts = [np.array(k * int(narrow[1:]), whole) for k in range(len(parts))]
+        if apart:
+            joined = self._source(source, kind)
+
+            def take(group: Any) -> None:
+                value = joined(group)
+                for part, shift in zip(parts, shifts, strict=True):
+                    if part != "_":  # nobody wants it
+                        self._write(part, (value >> shift).astype(DTYPES[narrow]), group)
+
+            return take
+        sources = [self._source(part, narrow) for part in parts]
+
+        def join(group: Any) -> None:
+            pieces = [
+                read(group).astype(whole) << shift
+                for read, shift in zip(sources, shifts, strict=True)
+            ]
+            self._write(target, np.bitwise_or.reduce(pieces), group)
+
+        return join
 
     def _unknown(self, code: Instruction) -> RunError:
         return RunError(f"the simulator does not know the instruction `{code.text}`")

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 TRIPLE = "nvptx64-nvidia-cuda"
 _TIMEOUT_S = 120
+_NEVER = 1 << 30
 _BARRIER = "llvm.nvvm.barrier.cta.sync.aligned.all"
 _WARP_BARRIER = "llvm.nvvm.bar.warp.sync"
 _ALL_LANES = -1
@@ -206,7 +207,10 @@ def _assemble(text: str, kernels: Sequence[str], sm: str) -> str:
         _run("opt", "-passes=internalize,globaldce,default<O3>",
              f"-internalize-public-api-list={','.join(kernels)}", f"-mcpu={sm}",
              str(code), "-o", str(best))  # fmt: skip
-        _run("llc", "-O3", f"-mcpu={sm}", str(best), "-o", str(ptx))
+        # A table of jumps serves threads that go different ways no better than comparisons do, and the
+        # simulator has none.
+        _run("llc", "-O3", f"-min-jump-table-entries={_NEVER}", f"-mcpu={sm}",
+             str(best), "-o", str(ptx))  # fmt: skip
         return ptx.read_text(encoding="utf-8")
 
 

@@ -8,8 +8,7 @@ shared buffers whose size depends on the block in most of its other configs.
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlc.codegen import kernels
 from mlc.errors import BuildError, MissingToolError
@@ -35,13 +34,13 @@ def compile_kernel(job: Job, settings: Settings) -> Program:
         BuildError: it has no schedule for GPUs, or takes too much with the smallest tiles as well.
         MissingToolError: NVIDIA's assembler is not installed.
     """
-    from mlc.schedules.cuda import Default, Smallest
+    from mlc.schedules.cuda import SMALLER
 
     try:
         return _program(job, settings)
     except UnfitError as error:
         first = last = error.message
-    for make, what in ((partial(Default, depth=1), "smaller tiles"), (Smallest, "the smallest")):
+    for what, make in SMALLER.items():
         with dispatch_context(lambda _workload: None, make):
             try:
                 return _program(job, settings, f"{first}: compiled with {what} instead")
@@ -53,15 +52,11 @@ def compile_kernel(job: Job, settings: Settings) -> Program:
 
 
 def _program(job: Job, settings: Settings, note: str = "") -> Program:
-    sm, limits = str(settings.target.attrs["mcpu"]), settings.gpu
-    assert limits is not None
+    assert settings.gpu is not None
     lowered = kernels.lower(job, settings)
     try:
-        with settings.target, kernels.pass_context(settings.level):
-            halves = split(lowered, settings.target)
-            blocks = _blocks(halves.launches, limits.max_threads)
-            ptx = nvptx.emit(halves.functions, blocks, sm)
-        cubin, resources = ptxas.assemble(ptx, sm)
+        with kernels.pass_context(settings.level):
+            return assemble(lowered, settings.target, settings.gpu, note)
     except (UnfitError, MissingToolError):
         raise
     except BuildError as error:
@@ -74,6 +69,22 @@ def _program(job: Job, settings: Settings, note: str = "") -> Program:
                 "compile this model for a CPU: `--target llvm`",
             ) from error
         raise kernels.failed(job, error) from error
+
+
+def assemble(lowered: Any, target: Any, limits: Gpu, note: str = "") -> Program:
+    """Return the program of one lowered kernel (a module of TIR) for TVM's target of a GPU.
+
+    Raises:
+        UnfitError: a block takes more than it may have.
+        BuildError: it cannot be split or compiled. TVM's own exceptions come as they are.
+        MissingToolError: NVIDIA's assembler is not installed.
+    """
+    sm = str(target.attrs["mcpu"])
+    with target:
+        halves = split(lowered, target)
+        blocks = _blocks(halves.launches, limits.max_threads)
+        ptx = nvptx.emit(halves.functions, blocks, sm)
+    cubin, resources = ptxas.assemble(ptx, sm)
     _check(blocks, resources, limits)
     return Program(
         ptx=ptx, cubin=cubin, temporaries=halves.temporaries, launches=halves.launches,

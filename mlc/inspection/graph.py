@@ -54,6 +54,8 @@ class GraphRows:
     def _why_not(self, row: Pass) -> str:
         if self.gpu and row.for_cpu:
             return "for CPUs only"
+        if row.for_gpu and not self.gpu:
+            return "for GPUs only"
         if row not in pipeline(self.level):
             return "-O0 only" if row.name == _ONLY_O0 else f"from -O{row.level} on"
         wanted = " or ".join(need + "*" * need.endswith(".") for need in row.needs)

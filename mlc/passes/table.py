@@ -20,6 +20,7 @@ from mlc.passes.layout import alter_layout
 from mlc.passes.narrow import take_narrow
 from mlc.passes.norm import take_layer_norm
 from mlc.passes.pack import pack_dense
+from mlc.passes.recurrent import write_out_recurrent
 from mlc.passes.reshapes import sink_reshapes
 from mlc.passes.scale import fold_backward, fold_forward
 from mlc.passes.winograd import take_winograd
@@ -35,7 +36,7 @@ class Pass:
     A row with `needs` runs only when the module has one of these operators (names, or prefixes
     that end in a dot): on a large graph a pass that finds nothing still costs its type inference.
     A row that is not `exact` computes in another way, with other rounding errors: `--exact` leaves it
-    out. A row `for_cpu` prepares schedules that GPUs do not have.
+    out. A row `for_cpu` prepares schedules that GPUs do not have, one `for_gpu` replaces what has none there.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Pass:
     needs: tuple[str, ...] = ()
     exact: bool = True
     for_cpu: bool = False
+    for_gpu: bool = False
 
     def applies(self, operators: Iterable[str]) -> bool:
         """Return whether the row has something to do in a module with these operators."""
@@ -78,6 +80,8 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="lower-quantized", stage="relay", level=0, needs=("qnn.",),
          run=_relay("qnn.transform.CanonicalizeOps"),
          help="express what is left of quantised operators in plain ones"),
+    Pass(name="write-out-recurrent", stage="relay", level=0, needs=("mlc.recurrent",), for_gpu=True,
+         run=write_out_recurrent, help="for GPUs: RNN, GRU and LSTM step by step"),
     Pass(name="legalize", stage="relay", level=0, run=_relay("Legalize"),
          help="rewrite operators into forms that the target has"),
     Pass(name="simplify-inference", stage="relay", level=0, run=_relay("SimplifyInference"),
@@ -165,7 +169,7 @@ def pipeline(
 ) -> tuple[Pass, ...]:
     """Return the graph passes of `-O<level>`, in the order they run.
 
-    With `exact` only those that are, with `gpu` only those that are not for CPUs alone. `without` leaves rows out by name; in the place of fusion comes what `-O0` does.
+    With `exact` only those that are; with `gpu` those for GPUs alone, else those for CPUs alone. `without` leaves rows out by name; in the place of fusion comes what `-O0` does.
 
     Raises:
         UsageError: `without` names no pass that can be left out.
@@ -176,7 +180,8 @@ def pipeline(
             raise UsageError(f"no graph pass {name!r} to leave out", did_you_mean(name, names))
     other = FUSED if level == 0 or FUSED in without else UNFUSED
     rows = [p for p in PASSES if p.stage == "relay" and p.level <= level and p.name != other]
-    rows = [p for p in rows if (p.exact or not exact) and not (gpu and p.for_cpu)]
+    rows = [p for p in rows if p.exact or not exact]
+    rows = [p for p in rows if not (p.for_cpu if gpu else p.for_gpu)]
     rows = [p for p in rows if p.name not in without]
     assert rows[-1].name in (FUSED, UNFUSED)
     return tuple(rows)

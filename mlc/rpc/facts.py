@@ -7,6 +7,7 @@ features that we do not know do not count.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,19 +20,34 @@ _FORMAT = 1
 _MAX_BYTES = 64 << 10
 _MAX_NAME = 200
 _MAX_CORES = 1 << 14
+SM = re.compile(r"sm_[1-9][0-9]{1,2}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuFacts:
+    """A GPU: what NVIDIA calls it, its architecture (`sm_80`)."""
+
+    name: str
+    sm: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceFacts:
-    """A device: its CPU, its distinct cores, the version of TVM that serves it."""
+    """A device: its CPU, its distinct cores, the version of TVM that serves it; the GPU it offers."""
 
     cpu: HostCpu
     physical_cores: int
     tvm: str
+    gpu: GpuFacts | None = None
+
+    def __str__(self) -> str:
+        if self.gpu is not None:
+            return f"{self.gpu.name} ({self.gpu.sm})"
+        return f"{self.cpu.name}, {self.physical_cores} cores"
 
 
-def here() -> str:
-    """Return the facts of this machine, as JSON."""
+def here(gpu: dict[str, str] | None = None) -> str:
+    """Return the facts of this machine, as JSON; `gpu` has the fields of `GpuFacts`."""
     cpu = host_cpu()
     return json.dumps(
         {
@@ -39,6 +55,7 @@ def here() -> str:
             "tvm": tvm_env.VERSION,
             "physical_cores": physical_cores(),
             "cpu": {**asdict(cpu), "features": sorted(cpu.features)},
+            "gpu": gpu,
         }
     )
 
@@ -83,7 +100,16 @@ def _read(text: str) -> DeviceFacts:
         ),
         physical_cores=_number(row["physical_cores"], 1, _MAX_CORES),
         tvm=_word(row["tvm"]),
+        gpu=_gpu(row.get("gpu")),
     )
+
+
+def _gpu(row: Any) -> GpuFacts | None:
+    if row is None:
+        return None
+    if not SM.fullmatch(_word(row["sm"])):
+        raise ValueError("a GPU's architecture is none")
+    return GpuFacts(name=_word(row["name"]), sm=row["sm"])
 
 
 def _word(value: Any) -> str:

@@ -17,13 +17,14 @@ import secrets
 import signal
 import socket
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlc import tvm_env
+from mlc import isolate, tvm_env
 from mlc.errors import UsageError
 from mlc.isolate import die_with_parent
-from mlc.rpc import address, facts
+from mlc.rpc import address, facts, gpu
 from mlc.rpc.address import Address
 from mlc.rpc.tracker import Tracker
 
@@ -62,17 +63,19 @@ def serve_device(options: RpcServerOptions, ready: Callable[[Address], None]) ->
     Raises:
         UsageError: the address cannot be bound, the tracker's address or the key is malformed.
         TuningError: there is no tracker.
-        MissingToolError: TVM is not installed.
+        MissingToolError: TVM is not installed; there is no GPU, where one is to be offered.
     """
     key = address.check_key(options.key)
     at = address.parse(options.tracker)
+    # In a process of its own: once the driver has started, the forks that sessions are cannot use it.
+    found = isolate.forked(lambda _: gpu.describe()) if options.device == "cuda" else None
     Tracker(at).close()  # TVM would try for a minute before it says that there is none
     listening = _bind(options.host, options.port)
     tvm_env.runtime()
     from tvm.rpc import server
 
     server.logger.setLevel(logging.WARNING)
-    _offer_functions()
+    _offer_functions(found)
     _mend(server)
     # A wildcard is no address to connect to; TVM then takes the one that the tracker sees.
     wildcard = options.host in ("0.0.0.0", "::", "")  # noqa: S104 - compared, not bound
@@ -97,7 +100,7 @@ def serve_device(options: RpcServerOptions, ready: Callable[[Address], None]) ->
             session.join()
 
 
-def _offer_functions() -> None:
+def _offer_functions(card: dict[str, str] | None) -> None:
     """Register what `mlc.tune.session` calls in a session, beside TVM's own functions."""
     import tvm
 
@@ -114,7 +117,8 @@ def _offer_functions() -> None:
         tensor.copyfrom(pattern(tensor.shape, tensor.dtype, seed))
 
     for name, function in {
-        facts.FUNCTION: facts.here,
+        facts.FUNCTION: partial(facts.here, card),
+        **({gpu.FUNCTION: gpu.answer} if card else {}),
         "mlc.begin": begin,
         "mlc.fill": fill,
         "mlc.waiting_seconds": waiting_seconds,

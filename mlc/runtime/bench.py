@@ -4,6 +4,8 @@ How two sides are compared, so that each is at its best and drift cancels:
 
 - same process, same inputs, same number of threads; nobody copies: mlc runs in place, ONNX Runtime
   through an IOBinding with inputs and outputs bound once, its optimizer at its highest level.
+- on a GPU inputs and outputs stay there, and a run ends when the GPU says so: the host's clock around
+  both, and not the GPU's own, since starting kernels is part of what a caller waits for.
 - short blocks in turn, A B A B. The worker threads of both keep spinning for a while after a run
   (their own default, and best, setting), so each block begins with a pause in which the other
   side's fall asleep, and with one discarded run that wakes its own.
@@ -21,9 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mlc import target
+from mlc.artifact import is_for_gpu
 from mlc.bundle import read_manifest
 from mlc.cache import open_cache
 from mlc.cpu import physical_cores
@@ -34,15 +35,18 @@ from mlc.runtime import profile as profiling
 from mlc.runtime.buckets import open_one
 from mlc.runtime.session import Session, threads_in_use
 from mlc.runtime.timing import CROWDED, Comparison, Side, Timing, compare, interleave
-from mlc.runtime.verify import Reference, warn_if_other_model
+from mlc.runtime.verify import CPU, CUDA, Reference, warn_if_other_model
 from mlc.tune.peak import peak_gflops
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mlc.options import BenchOptions
+    import numpy as np
 
-Array = np.ndarray[Any, Any]
+    from mlc.options import BenchOptions
+    from mlc.runtime.cuda import CudaSession
+
+    Array = np.ndarray[Any, Any]
 
 MIN_RUNS = 5
 NOISY_SPREAD = 0.15
@@ -53,6 +57,7 @@ class BenchResult:
     """What `bench` found; `batch` is the first dimension of the first input (1 without one).
 
     `peak_gflops` is what fp32 code for the artifact's target reaches here at most, beside a profile.
+    `device` names the GPU (then `threads` is 0), and is "" for a CPU.
     """
 
     artifact: str
@@ -65,6 +70,7 @@ class BenchResult:
     comparison: Comparison | None = None
     profile: tuple[profiling.KernelTime, ...] | None = None
     peak_gflops: float | None = None
+    device: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON data, times in seconds."""
@@ -81,19 +87,20 @@ def bench(options: BenchOptions, on_event: OnEvent = ignore) -> BenchResult:
         UsageError: an unknown peer, a peer without its model, a number out of range, or `shapes`
             that no bucket has.
         ArtifactError: the artifact cannot be opened.
+        MissingToolError: there is no GPU or no driver, or the peer cannot use it.
         ModelError: the peer cannot load the model.
         RunError: the peer cannot run the model, or it is another model.
     """
     check_options(options)
     _warn_if_loaded(on_event)
     asked = options.threads or physical_cores()
-    with open_one(options.artifact, options.shapes, threads=asked) as session:
-        threads = _threads(asked, on_event)
+    on_gpu = options.device == "cuda"
+    with open_one(options.artifact, options.shapes, threads=asked, on_gpu=on_gpu) as session:
+        threads = 0 if on_gpu else _threads(asked, on_event)
         arrays = sources.random(
             session.inputs, options.seed, session.manifest.get("index_bounds", {})
         )
-        for spec, view in zip(session.inputs, session.input_views, strict=True):
-            np.copyto(view, arrays[spec.name])
+        session.fill(arrays)
         ours = Side(f"mlc {session.manifest.get('mlc', '')}".strip(), session.run_in_place)
         peer = None
         if options.against is not None:
@@ -104,7 +111,7 @@ def bench(options: BenchOptions, on_event: OnEvent = ignore) -> BenchResult:
         kernels = None
         if options.profile:
             started = time.perf_counter()
-            kernels = tuple(profiling.profile(session, options.duration))
+            kernels = tuple(_profile(session, options.duration))
             on_event(Stage(name="profile", seconds=time.perf_counter() - started))
         batch = batch_size([spec.shape for spec in session.inputs])
         result = BenchResult(
@@ -117,7 +124,8 @@ def bench(options: BenchOptions, on_event: OnEvent = ignore) -> BenchResult:
             peer=peer.timing(batch) if peer else None,
             comparison=_compare(ours, peer) if peer else None,
             profile=kernels,
-            peak_gflops=_peak(session, threads) if kernels else None,
+            peak_gflops=_peak(session, threads) if kernels and not on_gpu else None,
+            device=session.device,
         )
     _warn_if_noisy(result, on_event)
     return result
@@ -127,6 +135,8 @@ def check_options(options: BenchOptions) -> None:
     """Raise UsageError for options that cannot work, before anything is loaded."""
     if options.threads is not None and options.threads < 1:
         raise UsageError("--threads needs at least 1")
+    if options.threads is not None and options.device == "cuda":
+        raise UsageError("--threads is for CPUs, and --device cuda runs on a GPU", "leave it out")
     if not (math.isfinite(options.duration) and options.duration > 0):
         raise UsageError("--duration needs a number of seconds above 0")
     if not (math.isfinite(options.warmup) and options.warmup >= 0):
@@ -152,7 +162,13 @@ def check_options(options: BenchOptions) -> None:
         )
 
 
-def _peak(session: Session, threads: int) -> float | None:
+def _profile(session: Session | CudaSession, seconds: float) -> list[profiling.KernelTime]:
+    if isinstance(session, Session):
+        return profiling.profile(session, seconds)
+    return profiling.profile_on_gpu(session, seconds)
+
+
+def _peak(session: Session | CudaSession, threads: int) -> float | None:
     with contextlib.suppress(TargetError):  # an artifact of another version may name what is gone
         chosen = target.resolve(session.manifest["target"]["tvm"])
         return peak_gflops(chosen, threads, open_cache())
@@ -178,9 +194,12 @@ def _compare(ours: Side, peer: Side) -> Comparison:
     return compare(peer.name, ours.blocks, peer.blocks, reliable=reliable)
 
 
-def _onnxruntime(model: Path, session: Session, arrays: Mapping[str, Array], threads: int) -> Side:
-    """Return ONNX Runtime on the model; its inputs and outputs are bound once."""
-    reference = Reference(model, optimize=True, threads=threads)
+def _onnxruntime(
+    model: Path, session: Session | CudaSession, arrays: Mapping[str, Array], threads: int
+) -> Side:
+    """Return ONNX Runtime on the model, on a GPU if ours is; inputs and outputs are bound once."""
+    provider = CUDA if is_for_gpu(session.manifest["target"]) else CPU
+    reference = Reference(model, optimize=True, threads=threads, provider=provider)
     outputs = reference.run(arrays)
     for spec in session.outputs:
         found = outputs.get(spec.name)
@@ -193,7 +212,7 @@ def _onnxruntime(model: Path, session: Session, arrays: Mapping[str, Array], thr
     return Side(reference.name, lambda: reference.session.run_with_iobinding(binding))
 
 
-PEERS: dict[str, Callable[[Path, Session, Mapping[str, Array], int], Side]] = {
+PEERS: dict[str, Callable[[Path, Session | CudaSession, Mapping[str, Array], int], Side]] = {
     "onnxruntime": _onnxruntime,
 }
 """What `--against` can name: makes the side from model, artifact's session, inputs and threads."""

@@ -195,30 +195,44 @@ def over(
     return BucketSession(path, manifest, open_bucket)
 
 
-def open_one(path: str | Path, options: Sequence[str], *, threads: int | None = None) -> Session:
+def open_one(
+    path: str | Path, options: Sequence[str], *, threads: int | None = None, on_gpu: bool = False
+) -> Session | CudaSession:
     """Open one bucket of an artifact: the first whose sizes are those of `--shape` options.
 
     Raises:
         UsageError: there is no such bucket, or the artifact has none.
         ArtifactError: as for `open`.
+        MissingToolError: there is no GPU.
     """
+    if on_gpu:
+        from mlc.runtime.cuda import CudaSession
+
+        position = _chosen(Path(path), read_manifest(Path(path)), options)
+        return CudaSession(Path(path), bucket=position)
+    artifact = load(Path(path))
+    position = _chosen(artifact.path, artifact.manifest, options)
+    return Session(buckets.view(artifact, position), threads)
+
+
+def _chosen(path: Path, manifest: Mapping[str, Any], options: Sequence[str]) -> int:
+    """Return the position of the first bucket whose sizes are those of `--shape` options."""
     from mlc.frontend import shapes as requests
 
     request = requests.parse(options)
-    artifact = load(Path(path))
-    if not buckets.is_bucketed(artifact.manifest):
+    if not buckets.is_bucketed(manifest):
         if options:
             raise UsageError(
                 f"{path} was compiled for one shape, there is nothing to choose",
                 "leave --shape out; `mlc compile --shape batch=1,4` compiles for several",
             )
-        return Session(artifact, threads)
-    known = buckets.read(artifact.path, artifact.manifest)
+        return 0
+    known = buckets.read(path, manifest)
     for position, bucket in enumerate(known):
         shapes = _shapes(bucket)
         named = all(bucket.dims.get(dim) == size for dim, size in request.dims.items())
         if named and all(shapes.get(name) == shape for name, shape in request.inputs.items()):
-            return Session(buckets.view(artifact, position), threads)
+            return position
     raise UsageError(
         f"{path} has no bucket with {', '.join(options)}",
         f"choose one of: {'; '.join(map(str, known))}",

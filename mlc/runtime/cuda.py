@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from ctypes import c_int32, c_int64, c_uint64
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from mlc import bundle
 from mlc.artifact import GRAPH, PROGRAMS
 from mlc.buckets import view
 from mlc.codegen.graph import nbytes
-from mlc.errors import ArtifactError, RunError
-from mlc.gpu.device import INT32, INT64, TENSOR, Program, architecture, read
+from mlc.errors import ArtifactError
+from mlc.gpu.device import Program, architecture, read
 from mlc.model import specs
 from mlc.runtime.closing import Closing
+from mlc.runtime.cuda_kernel import Call, LoadedKernel, start
 from mlc.runtime.driver_api import Driver
 from mlc.runtime.session import check_inputs
 
@@ -23,19 +25,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from mlc.gpu.device import Launch
-
 Array = np.ndarray[Any, Any]
 
 
+_TEGRA = {(7, 2), (8, 7), (10, 1), (11, 0)}  # Xavier, Orin, Thor under both of its numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """A kernel's turn in the graph: its symbol, and what it launches."""
+
+    symbol: str
+    calls: list[Call]
+
+
 class CudaSession(Closing):
-    """A model on a GPU; as much of `mlc.runtime.Session` as `run` and `verify` use.
+    """A model on a GPU; as much of `mlc.runtime.Session` as `run`, `verify` and `bench` use.
 
     Memory for all buffers is taken once; a run copies inputs in, starts the kernels in the order of
     the graph on one stream, and copies outputs out.
     """
 
-    def __init__(self, path: Path, driver: Callable[[], Any] = Driver, bucket: int = 0):
+    def __init__(self, path: Path, driver: Callable[[], Any] | None = None, bucket: int = 0):
         """Open an artifact for a GPU, its format and hashes checked before any code is loaded.
 
         Of one for several targets that is the variant for the newest GPUs up to this one, of several
@@ -46,7 +57,8 @@ class CudaSession(Closing):
             MissingToolError: there is no driver or no GPU.
         """
         bundle.require_gpu(path)  # that is said before a driver is asked for
-        self._driver = driver()
+        self.path = path
+        self._driver = (driver or Driver)()
         capability = self._driver.capability()
         artifact = view(bundle.load(path, for_gpu=True, capability=capability), bucket)
         self.manifest = artifact.manifest
@@ -58,12 +70,30 @@ class CudaSession(Closing):
         self._buffers = self._allocate()
         for storage, array in artifact.weights():
             self._driver.upload(self._buffers[storage], array)
-        self._modules: list[int] = []
-        self._temporaries: list[int] = []
-        self._calls = self._prepare(programs, use_cubin=use_cubin)
+        self._kernels = {
+            name: LoadedKernel(self._driver, program, use_cubin=use_cubin)
+            for name, program in programs.items()
+        }
+        self._temporaries = [self._driver.allocate(size) for size in _largest(programs)]
+        self._steps = self._prepare()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once; return fresh arrays by output name.
+
+        Raises:
+            RunError: an input does not fit, or the GPU reports an error.
+        """
+        self.fill(inputs)
+        self.run_in_place()
+        results = {}
+        for spec, (node, index, _) in zip(self.outputs, self._graph["heads"], strict=True):
+            result = np.empty(spec.shape, np.dtype(spec.dtype))
+            self._driver.download(result, self._address(self._row(node, index)))
+            results[spec.name] = result
+        return results
+
+    def fill(self, inputs: Mapping[str, Array]) -> None:
+        """Copy inputs to the GPU, where `run_in_place` finds them.
 
         Raises:
             RunError: an input does not fit, or the GPU reports an error.
@@ -72,23 +102,47 @@ class CudaSession(Closing):
         for k, array in enumerate(arrays):
             row = self._row(self._graph["arg_nodes"][k])
             self._driver.upload(self._address(row), np.ascontiguousarray(array))
-        for function, step, arguments in self._calls:
-            self._driver.launch(function, step, arguments)
+
+    def run_in_place(self) -> None:
+        """Run on what the inputs' buffers hold, and wait for the end. Copies nothing."""
+        for step in self._steps:
+            start(self._driver, step.calls)
         self._driver.synchronize()
-        results = {}
-        for spec, (node, index, _) in zip(self.outputs, self._graph["heads"], strict=True):
-            result = np.empty(spec.shape, np.dtype(spec.dtype))
-            self._driver.download(result, self._address(self._row(node, index)))
-            results[spec.name] = result
-        return results
+
+    @property
+    def symbols(self) -> list[str]:
+        """Return the kernels in the order in which a run calls them."""
+        return [step.symbol for step in self._steps]
+
+    def timed_run(self) -> list[float]:
+        """Run in place; return the seconds of each entry of `symbols`, by the GPU's own clock.
+
+        A kernel that takes less time than starting it does looks as slow as that.
+        """
+        marks = [self._driver.event() for _ in range(len(self._steps) + 1)]
+        self._driver.record(marks[0])
+        for step, mark in zip(self._steps, marks[1:], strict=True):
+            start(self._driver, step.calls)
+            self._driver.record(mark)
+        self._driver.synchronize()
+        seconds = [self._driver.elapsed(a, b) for a, b in itertools.pairwise(marks)]
+        for mark in marks:
+            self._driver.forget(mark)
+        return seconds
+
+    @property
+    def device(self) -> str:
+        """The GPU: its name and architecture."""
+        major, minor = self._driver.capability()
+        return f"{self._driver.name()} (sm_{major}{minor})"
 
     def close(self) -> None:
         """Give memory and code on the GPU back."""
         for address in (*self._buffers.values(), *self._temporaries):
             self._driver.free(address)
-        for module in self._modules:
-            self._driver.unload(module)
-        self._buffers, self._temporaries, self._modules = {}, [], []
+        for kernel in self._kernels.values():
+            kernel.unload()
+        self._buffers, self._temporaries, self._kernels = {}, [], {}
         self._driver.close()
 
     def _allocate(self) -> dict[int, int]:
@@ -100,14 +154,9 @@ class CudaSession(Closing):
             sizes[storage] = max(sizes.get(storage, 0), nbytes(tuple(shape), dtype))
         return {storage: self._driver.allocate(size) for storage, size in sizes.items()}
 
-    def _prepare(
-        self, programs: dict[str, Program], *, use_cubin: bool
-    ) -> list[tuple[int, Launch, list[Any]]]:
-        """Return every launch of a run, in order: function, sizes, arguments."""
-        loaded = {name: self._load(program, use_cubin) for name, program in programs.items()}
-        shared = [self._driver.allocate(size) for size in _largest(programs)]
-        self._temporaries.extend(shared)
-        calls = []
+    def _prepare(self) -> list[_Step]:
+        """Return the kernels of a run, in order, bound to their buffers."""
+        steps = []
         for position, node in enumerate(self._graph["nodes"]):
             name = node.get("attrs", {}).get("func_name", "__nop")
             if name == "__nop":
@@ -116,17 +165,10 @@ class CudaSession(Closing):
             rows = [self._row(source, k) for source, k, _ in node["inputs"]]
             rows += [self._row(position, k) for k in outputs]
             tensors = [self._address(row) for row in rows]
-            for step in programs[name].launches:
-                arguments = [_argument(word, tensors, shared) for word in step.arguments]
-                calls.append((loaded[name][step.function], step, arguments))
-        return calls
-
-    def _load(self, program: Program, use_cubin: bool) -> dict[str, int]:
-        code = program.cubin if use_cubin else program.ptx.encode() + b"\0"
-        module = self._driver.load(code)
-        self._modules.append(module)
-        names = {step.function for step in program.launches}
-        return {name: self._driver.function(module, name) for name in names}
+            steps.append(
+                _Step(symbol=name, calls=self._kernels[name].calls(tensors, self._temporaries))
+            )
+        return steps
 
     def _row(self, node: int, index: int = 0) -> int:
         return int(self._graph["node_row_ptr"][node]) + index
@@ -144,20 +186,11 @@ def _largest(programs: Mapping[str, Program]) -> list[int]:
     ]
 
 
-def _argument(word: tuple[str, int], tensors: list[int], temporaries: list[int]) -> Any:
-    kind, number = word
-    if kind == INT32:
-        return c_int32(number)
-    if kind == INT64:
-        return c_int64(number)
-    places = tensors if kind == TENSOR else temporaries
-    if not 0 <= number < len(places):
-        raise RunError("a launch asks for a tensor that its kernel does not have")
-    return c_uint64(places[number])
-
-
 def _fits(path: Path, target: str, capability: tuple[int, int]) -> bool:
     """Return whether the cubin runs on the GPU; with False its driver must compile the PTX.
+
+    Machine code runs on later minor versions of its architecture, but not from desktop to Tegra or
+    back ("Binary Compatibility" in NVIDIA's CUDA C++ Programming Guide).
 
     Raises:
         ArtifactError: the GPU is older than what the artifact was compiled for.
@@ -171,4 +204,6 @@ def _fits(path: Path, target: str, capability: tuple[int, int]) -> bool:
             f"{path} is for sm_{wanted[0]}{wanted[1]} and newer, and this GPU is sm_{major}{minor}",
             f"compile it for this one: `--target cuda --arch sm_{major}{minor}`",
         )
+    if capability in _TEGRA or wanted in _TEGRA:
+        return capability == wanted
     return major == wanted[0]

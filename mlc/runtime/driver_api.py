@@ -7,7 +7,7 @@ compile. Names and meanings are those of NVIDIA's "CUDA Driver API" reference.
 from __future__ import annotations
 
 import ctypes
-from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 _LIBRARY = "libcuda.so.1"
+_MAX_NAME = 256
 _CAPABILITY = (75, 76)  # attributes: major and minor number of the architecture
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuInit": (c_uint,),
     "cuDeviceGetCount": (c_void_p,),
     "cuDeviceGet": (c_void_p, c_int),
+    "cuDeviceGetName": (c_char_p, c_int, c_int),
     "cuDeviceGetAttribute": (c_void_p, c_int, c_int),
     "cuDevicePrimaryCtxRetain": (c_void_p, c_int),
     "cuDevicePrimaryCtxRelease_v2": (c_int,),
@@ -39,6 +41,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuMemcpyHtoD_v2": (c_uint64, c_void_p, c_size_t),
     "cuMemcpyDtoH_v2": (c_void_p, c_uint64, c_size_t),
     "cuLaunchKernel": (c_void_p, *(c_uint,) * 7, c_void_p, c_void_p, c_void_p),
+    "cuEventCreate": (c_void_p, c_uint),
+    "cuEventRecord": (c_void_p, c_void_p),
+    "cuEventElapsedTime": (c_void_p, c_void_p, c_void_p),
+    "cuEventDestroy_v2": (c_void_p,),
     "cuGetErrorString": (c_int, c_void_p),
 }
 
@@ -80,6 +86,12 @@ class Driver:
             values.append(value.value)
         return values[0], values[1]
 
+    def name(self) -> str:
+        """Return what NVIDIA calls the GPU: "NVIDIA A100-SXM4-40GB"."""
+        text = ctypes.create_string_buffer(_MAX_NAME)
+        self._call("cuDeviceGetName", text, _MAX_NAME, self._device)
+        return text.value.decode(errors="replace")
+
     def allocate(self, size: int) -> int:
         """Return the address of new memory of `size` bytes."""
         address = c_uint64()
@@ -120,6 +132,26 @@ class Driver:
         """Start a kernel; `arguments` are ctypes values. It runs after those started before."""
         places = (c_void_p * len(arguments))(*(ctypes.addressof(value) for value in arguments))
         self._call("cuLaunchKernel", function, *step.grid, *step.block, 0, None, places, None)
+
+    def event(self) -> int:
+        """Return a mark that `record` can put between launches."""
+        mark = c_void_p()
+        self._call("cuEventCreate", byref(mark), 0)
+        return int(mark.value or 0)
+
+    def record(self, mark: int) -> None:
+        """Have the GPU note the time when all that was started before has ended."""
+        self._call("cuEventRecord", mark, None)
+
+    def elapsed(self, first: int, second: int) -> float:
+        """Return the seconds between two marks that the GPU has passed (half a microsecond's steps)."""
+        milliseconds = c_float()
+        self._call("cuEventElapsedTime", byref(milliseconds), first, second)
+        return milliseconds.value / 1e3
+
+    def forget(self, mark: int) -> None:
+        """Give a mark back."""
+        self._call("cuEventDestroy_v2", mark)
 
     def synchronize(self) -> None:
         """Wait until all that was started has ended."""

@@ -21,6 +21,7 @@ from mlc.runtime.session import Session, executor, numpy_view
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mlc.runtime.cuda import CudaSession
     from mlc.runtime.tvm_runtime import Module
 
 MIN_RUNS = 5
@@ -71,6 +72,20 @@ def profile(session: Session, seconds: float, runs: int = MIN_RUNS) -> list[Kern
     positions = [position for position, _ in called]
     samples = _measure(debugger["execute_node"], positions, seconds, runs)
     return summarize([symbol for _, symbol in called], samples, session.manifest["kernels"])
+
+
+def profile_on_gpu(session: CudaSession, seconds: float, runs: int = MIN_RUNS) -> list[KernelTime]:
+    """Return what `profile` does, of a session on a GPU, by marks that the GPU puts times on.
+
+    Raises:
+        RunError: the GPU reports an error.
+    """
+    session.timed_run()  # warms up
+    samples: list[list[float]] = []
+    deadline = time.perf_counter() + seconds
+    while len(samples) < runs or time.perf_counter() < deadline:
+        samples.append(session.timed_run())
+    return summarize(session.symbols, np.array(samples), session.manifest["kernels"])
 
 
 def summarize(

@@ -32,6 +32,8 @@ class Session(Closing):
     A session owns its buffers and is not thread-safe: one session per thread.
     """
 
+    device = ""  # a GPU's name, in `mlc.runtime.cuda`
+
     def __init__(self, artifact: Artifact, threads: int | None = None, library: Any = None):
         """`library` is the artifact's code where it is loaded already (see `load_library`)."""
         self.path = artifact.path
@@ -68,15 +70,23 @@ class Session(Closing):
             RunError: an input is missing, unknown, or of another shape or dtype; or the session is
                 closed.
         """
-        self._require_open()
-        arrays = check_inputs(self.inputs, in_order(self.inputs, inputs))
-        for view, array in zip(self.input_views, arrays, strict=True):
-            np.copyto(view, array)
+        self.fill(inputs)
         self.run_in_place()
         return {
             spec.name: view.copy()
             for spec, view in zip(self.outputs, self.output_views, strict=True)
         }
+
+    def fill(self, inputs: Mapping[str, Array] | Sequence[Array]) -> None:
+        """Copy inputs, as `run` takes them, to where `run_in_place` finds them.
+
+        Raises:
+            RunError: as for `run`.
+        """
+        self._require_open()
+        arrays = check_inputs(self.inputs, in_order(self.inputs, inputs))
+        for view, array in zip(self.input_views, arrays, strict=True):
+            np.copyto(view, array)
 
     def run_in_place(self) -> None:
         """Run on what `input_views` hold; results appear in `output_views`. Copies nothing."""

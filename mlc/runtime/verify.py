@@ -10,7 +10,7 @@ import numpy as np
 
 from mlc import bundle, emulate, ort_env
 from mlc.artifact import is_for_gpu
-from mlc.errors import MismatchError, ModelError, RunError, one_line
+from mlc.errors import MismatchError, MissingToolError, ModelError, RunError, one_line
 from mlc.events import Notice, OnEvent, ignore
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ TOLERANCES = {
     "float32": Tolerance(relative=1e-3, absolute=1e-5),
     "float16": Tolerance(relative=1e-2, absolute=2e-3),
 }
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"  # ONNX Runtime's
 EXACT = Tolerance(relative=0.0, absolute=0.0)
 
 
@@ -160,8 +161,23 @@ def _cosine(ours: Array, reference: Array) -> float:
 class Reference:
     """ONNX Runtime on the original file, its graph optimizer switched off."""
 
-    def __init__(self, path: Path, *, optimize: bool = False, threads: int | None = None):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        optimize: bool = False,
+        threads: int | None = None,
+        provider: str = CPU,
+    ):
+        """Load the model.
+
+        Raises:
+            MissingToolError: this ONNX Runtime cannot use a GPU, and was asked to.
+            ModelError: it cannot load the model.
+        """
         ort = ort_env.onnxruntime()
+        if provider not in ort.get_available_providers():
+            raise _no_provider("this ONNX Runtime was built without")
         options = ort.SessionOptions()
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = (
@@ -171,16 +187,18 @@ class Reference:
         if threads:
             options.intra_op_num_threads = threads
         try:
-            self.session = ort.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            # What a GPU does not do, ONNX Runtime always does on the CPU.
+            self.session = ort.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # noqa: BLE001 - ORT raises types of its own
             first = str(error).strip().splitlines()[0][:300]
             raise ModelError(
                 f"ONNX Runtime, the reference, cannot load {path}: {first}",
                 "`mlc compile --no-verify` compiles without a reference (recorded in the artifact)",
             ) from None
+        if provider not in self.session.get_providers():  # it goes on without, and only warns
+            raise _no_provider("ONNX Runtime cannot start")
         self.name = f"onnxruntime {ort.__version__}"
+        self._device = "cuda" if provider == CUDA else "cpu"
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.outputs = [value.name for value in self.session.get_outputs()]
 
@@ -198,10 +216,17 @@ class Reference:
         value = ort_env.onnxruntime().OrtValue.ortvalue_from_numpy
         binding = self.session.io_binding()
         for name, array in inputs.items():
-            binding.bind_cpu_input(name, array)
+            binding.bind_ortvalue_input(name, value(array, self._device))
         for name in self.outputs:
-            binding.bind_ortvalue_output(name, value(outputs[name]))
+            binding.bind_ortvalue_output(name, value(outputs[name], self._device))
         return binding
+
+
+def _no_provider(what: str) -> MissingToolError:
+    return MissingToolError(
+        f"{what} its CUDA provider, and comparing on a GPU needs it",
+        "pip uninstall onnxruntime; pip install onnxruntime-gpu; or leave `--against` out",
+    )
 
 
 def verify(

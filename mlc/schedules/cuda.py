@@ -9,9 +9,13 @@ tuning on a GPU finds better ones.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from tvm.autotvm.task.space import FallbackConfigEntity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _THREADS, _PIXELS = 256, 64  # of a block, at most
 _COLUMNS, _CHANNELS = 16, 4
@@ -54,3 +58,10 @@ class Default(FallbackConfigEntity):  # type: ignore[misc]
         if unroll is not None:
             fitting = [entity for entity in unroll.entities if entity.val <= _UNROLL]
             self["auto_unroll_max_step"] = max(fitting, key=lambda entity: entity.val)
+
+
+# For a kernel that does not fit with what it was given, by what users are told.
+SMALLER: dict[str, Callable[[], Any]] = {
+    "smaller tiles": partial(Default, depth=1),
+    "the smallest": Smallest,
+}

@@ -43,12 +43,17 @@ def root_of(logs: str | None) -> Path | None:
 
 
 def device_of(chosen: Target) -> Device:
-    """Return this machine as a device for a target, with the threads that runs use by default."""
+    """Return this machine as a device for a target, with the threads that runs use by default.
+
+    For a GPU, any of its architecture.
+    """
     return device_for(chosen, host_cpu(), physical_cores())
 
 
 def from_logs(logs: str | None, chosen: Target) -> Lookup:
     """Return what finds the best record of a workload for a target, on this machine or its like.
+
+    For a GPU, on any of its architecture.
 
     It looks in the user's logs first, then in those that come with mlc.
     """
@@ -90,7 +95,7 @@ def coverage(
     The level of each such kernel: `tuned` by records of this very device (or of a named log),
     `other_device` by records of another machine of the same vector class, `fallback` by no record.
     """
-    here = device_of(chosen).id
+    here = device_of(chosen)
     work = dict.fromkeys(LEVELS, 0.0)
     levels = {}
     behind: set[str] = set()
@@ -101,7 +106,7 @@ def coverage(
         behind.update(keys)
         record = next((dispatch.used[key] for key in keys if key in dispatch.used), None)
         level = "fallback" if record is None else "other_device"
-        if record is not None and record.device in ("", here):
+        if record is not None and here.is_measured_by(record.device):
             level = "tuned"
         work[level] += kernel.flops * calls[kernel.symbol]
         levels[kernel.symbol] = level

@@ -100,7 +100,8 @@ def dispatch_context(lookup: Lookup, fallback: Callable[[], Any] | None = None) 
         def _find(self, key: str) -> Any:
             if key not in self.known:
                 record = lookup(key)
-                self.known[key] = config_of(record) if record else None
+                # A record may say that the default is best: that is no config of its own.
+                self.known[key] = config_of(record) if record and record.index >= 0 else None
                 if record:
                     self.used[key] = record
             return self.known[key]
@@ -129,11 +130,9 @@ def dispatch_context(lookup: Lookup, fallback: Callable[[], Any] | None = None) 
 
 
 def config_of(record: Record) -> Any:
-    """Return AutoTVM's config entity of a record; its fallback when the record says so."""
-    from tvm.autotvm.task.space import ConfigEntity, FallbackConfigEntity
+    """Return AutoTVM's config entity of a record."""
+    from tvm.autotvm.task.space import ConfigEntity
 
-    if record.index < 0:
-        return FallbackConfigEntity()
     config = ConfigEntity.from_json_dict(record.config)
     config.cost = record.cost
     return config

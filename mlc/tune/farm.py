@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import selectors
+import shlex
 import signal
 import tempfile
 import time
@@ -18,7 +19,7 @@ from mlc.errors import TargetError, TuningError, UsageError, did_you_mean
 from mlc.events import Notice
 from mlc.rpc import address, facts
 from mlc.rpc.tracker import Tracker
-from mlc.tune.device import Device, device_for
+from mlc.tune.device import Device, device_for, gpu_device
 from mlc.tune.foreman import fork
 from mlc.tune.session import ASK_S, connect, describe
 from mlc.tune.worker import Channel
@@ -87,8 +88,7 @@ def find(options: TuneOptions, on_event: OnEvent) -> Farm | None:
         raise TuningError(f"no device {key!r} of the tracker at {at} can be used", "see above")
     if len(kinds) > 1:
         listing = "; ".join(
-            f"{kind.cpu.name}, {kind.physical_cores} cores: {', '.join(map(str, found))}"
-            for kind, found in kinds.items()
+            f"{kind}: {', '.join(map(str, found))}" for kind, found in kinds.items()
         )
         raise TuningError(
             f"the devices under {key!r} are not alike ({listing})", "give each kind its own --key"
@@ -109,12 +109,7 @@ def measuring_device(options: TuneOptions, farm: Farm | None) -> Device:
     theirs = farm is not None and options.target in target.HOST_NAMES
     chosen = target.for_cpu(cpu) if theirs else target.resolve(options.target)
     if chosen.gpu is not None:
-        raise TargetError(
-            f"mlc tunes for CPUs only so far, and {chosen.name} is a GPU: times are not invented, and "
-            "nothing here can take them",
-            f"AutoTVM records of an {chosen.mcpu} apply with `mlc compile MODEL --records FILE`; "
-            "without any, default configs do",
-        )
+        return _gpu(options, chosen, farm)
     missing = target.missing_features(chosen.features, cpu)
     if chosen.arch != cpu.arch or missing:
         why = f"it lacks {', '.join(missing)}" if missing else f"it is {cpu.arch}"
@@ -124,6 +119,33 @@ def measuring_device(options: TuneOptions, farm: Farm | None) -> Device:
             "tune on such a machine, and bring its records with `mlc logs import`",
         )
     return device_for(chosen, cpu, options.threads or cores)
+
+
+def _gpu(options: TuneOptions, chosen: target.Target, farm: Farm | None) -> Device:
+    """Return the GPU that a farm's devices have; TargetError when it is none for the target."""
+    tracker, key = options.tracker or "127.0.0.1:9190", options.key or "K"
+    asked = f"--target cuda --arch {chosen.mcpu} --tracker {tracker} --key {key}"
+    serve = f"`mlc rpc server --device cuda --key {key} --tracker {tracker}`"
+    if farm is None:
+        raise TargetError(
+            f"{chosen.name} is a GPU, and GPUs measure behind a tracker only: times are not invented",
+            f"on a machine with an {chosen.mcpu}: {serve}; here: `mlc rpc tracker` and `mlc tune "
+            f"{shlex.quote(options.model or 'MODEL')} {asked}`. Without a GPU default configs apply, or "
+            "AutoTVM records, with `mlc compile MODEL --records FILE`",
+        )
+    card = farm.facts.gpu
+    if card is None:
+        raise TargetError(
+            f"the devices under {farm.key!r} offer no GPU, and {chosen.name} is one",
+            f"there: {serve}",
+        )
+    if card.sm != chosen.mcpu:
+        raise TargetError(
+            f"the devices under {farm.key!r} are {card.name} ({card.sm}), and {chosen.name} is of "
+            f"{chosen.mcpu}: times of one say little about the other",
+            f"tune for what is there: --target cuda --arch {card.sm}",
+        )
+    return gpu_device(chosen, card.name)
 
 
 def _ask(tracker: Tracker, key: str, count: int) -> dict[Address, facts.DeviceFacts | str]:

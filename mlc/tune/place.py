@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from mlc.codegen import kernels
 from mlc.runtime.session import set_threads
 from mlc.runtime.timing import waiting_seconds
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 SYMBOL = "candidate"
+_LEVEL = 3
 _PATTERN = 65_521  # time does not depend on the values: so many random ones, again and again
 
 
@@ -43,8 +45,15 @@ class Place(Protocol):
     def file_bytes(self) -> int:
         """How large a file may become that a building process writes."""
 
-    def finish(self, module: Any) -> Any:
-        """Return what `enter` needs of a compiled kernel (an LLVM module)."""
+    def compile(self, schedule: Any, tensors: Sequence[Any], target: Any) -> Any:
+        """Return what `enter` needs of a kernel, compiled from a TE schedule.
+
+        Raises:
+            UnfitError: it does not fit the device; with other tiles it may.
+        """
+
+    def defaults(self) -> list[Any]:
+        """Return new configs of AutoTVM that stand for no config: the first one that fits counts."""
 
     def enter(self, word: Any, trials: Sequence[Trial], settings: Settings) -> None:
         """Make the trials' modules ready to run, as the foreman's `word` says."""
@@ -71,10 +80,17 @@ class Here:
     distant = False
     file_bytes = 1 << 20  # what a child may print
 
-    def finish(self, module: Any) -> Any:
+    def compile(self, schedule: Any, tensors: Sequence[Any], target: Any) -> Any:
         """Return the module, its machine code in memory: only asking for a function emits it."""
+        module = compile_kernel(schedule, tensors, target)
         module.get_function(SYMBOL)
         return module
+
+    def defaults(self) -> list[Any]:
+        """Return AutoTVM's fallback, which templates fill."""
+        from tvm.autotvm.task.space import FallbackConfigEntity
+
+        return [FallbackConfigEntity()]
 
     def enter(self, word: Any, trials: Sequence[Trial], settings: Settings) -> None:
         """Set the number of threads."""
@@ -103,6 +119,21 @@ class Here:
 
     def judge(self, error: Exception) -> None:
         """Do nothing: here is no session."""
+
+
+def lower(schedule: Any, tensors: Sequence[Any], target: Any) -> Any:
+    """Return the TIR of a TE schedule, lowered as kernels of a model are."""
+    import tvm
+
+    with target, kernels.pass_context(_LEVEL):
+        return tvm.lower(schedule, list(tensors), name=SYMBOL)
+
+
+def compile_kernel(schedule: Any, tensors: Sequence[Any], target: Any) -> Any:
+    """Return the LLVM module of a schedule for a CPU."""
+    settings = kernels.Settings(target=target, level=_LEVEL, dispatch=None)
+    tir = lower(schedule, tensors, target)
+    return kernels.build(kernels.Job(symbol=SYMBOL, key="", function=None), tir, settings)
 
 
 def pattern(shape: Sequence[int], dtype: str, seed: int) -> Array:

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 from mlc.codegen.link import find_linker
 from mlc.errors import TuningError
 from mlc.events import Notice
+from mlc.gpu import ptxas
 from mlc.rpc.tracker import Tracker
 from mlc.tune.foreman import Child, Foreman
 from mlc.tune.measure import Measurer
+from mlc.tune.on_gpu import OnGpu
 from mlc.tune.roster import Roster
 from mlc.tune.session import There, session_seconds
 
@@ -53,9 +55,9 @@ class RemoteMeasurer(Measurer):
         """Fork the process that measurements are forked from.
 
         Raises:
-            MissingToolError: this platform cannot fork, or there is no linker.
+            MissingToolError: this platform cannot fork, or there is no linker (for a GPU no assembler).
         """
-        find_linker()
+        find_linker() if self.settings.gpu is None else ptxas.find()
         self._scratch = tempfile.TemporaryDirectory(prefix="mlc-")
         super().__enter__()
         return self
@@ -102,7 +104,9 @@ class RemoteForeman(Foreman):
         farm: Farm,
         scratch: str,
     ):
-        super().__init__(tasks, settings, channel, There(farm.facts))
+        limits = settings.gpu
+        place = OnGpu(farm.facts, limits) if limits is not None else There(farm.facts)
+        super().__init__(tasks, settings, channel, place)
         self._farm = farm
         self._scratch = scratch
         self._roster = Roster()

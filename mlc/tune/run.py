@@ -147,6 +147,7 @@ class Run:
             run_timeout=options.run_timeout,
             memory_bytes=options.memory_bytes,
             seed=options.seed,
+            gpu=subject.chosen.gpu,
         )
         self.measurer = (
             RemoteMeasurer(self.autotvm, settings, subject.farm, on_event)

@@ -18,7 +18,7 @@ from mlc.errors import TuningError
 from mlc.rpc import facts
 from mlc.rpc.serve import CRASHED
 from mlc.rpc.tracker import Grant
-from mlc.tune.place import SYMBOL, SessionEnded
+from mlc.tune.place import SYMBOL, Here, SessionEnded, compile_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,13 +69,18 @@ class There:
         self.expected = expected
         self.session: Any = None
 
-    def finish(self, module: Any) -> bytes:
-        """Return a shared library with the kernel."""
+    def compile(self, schedule: Any, tensors: Sequence[Any], target: Any) -> Any:
+        """Return a shared library with the kernel, in bytes."""
+        module = compile_kernel(schedule, tensors, target)
         with tempfile.TemporaryDirectory(prefix="mlc-") as folder:
             code, library = Path(folder, "kernel.o"), Path(folder, "kernel.so")
             module.save(str(code))
             link([code], library)
             return library.read_bytes()
+
+    def defaults(self) -> list[Any]:
+        """Return AutoTVM's fallback, as here."""
+        return Here().defaults()
 
     def enter(self, word: Any, trials: Sequence[Trial], settings: Settings) -> None:
         """Open the session that `word` (a grant) allows, and upload and load the libraries.
@@ -83,19 +88,24 @@ class There:
         Raises:
             SessionEnded: the device does not answer, or is another one.
         """
+        seconds = session_seconds(len(trials), settings.run_timeout)
+        self._open(Grant(**word), seconds, (settings.threads, settings.memory_bytes))
+        for position, trial in enumerate(trials):
+            trial.guard("runtime", self._load, trial, f"{position}.so")
+
+    def _open(self, grant: Grant, seconds: float, limits: tuple[int, int] | None) -> None:
+        """Open a session with the expected device, for threads and bytes of memory, if those count."""
         try:
-            seconds = session_seconds(len(trials), settings.run_timeout)
-            self.session = connect(Grant(**word), seconds)
+            self.session = connect(grant, seconds)
             found = facts.read(describe(self.session))
-            self.session.get_function("mlc.begin")(settings.threads, settings.memory_bytes)
+            if limits:
+                self.session.get_function("mlc.begin")(*limits)
         except TuningError as error:
             raise SessionEnded("misfit", error.message) from error
         except Exception as error:
             raise SessionEnded("", tvm_env.reason(error)) from error
         if found != self.expected:
-            raise SessionEnded("misfit", f"it is {found.cpu.name}, not {self.expected.cpu.name}")
-        for position, trial in enumerate(trials):
-            trial.guard("runtime", self._load, trial, f"{position}.so")
+            raise SessionEnded("misfit", f"it is {found}, not {self.expected}")
 
     def _load(self, trial: Trial, name: str) -> None:
         self.session.upload(bytearray(trial.module), name)

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlc import tvm_env
-from mlc.codegen import kernels
 from mlc.errors import BuildError
+from mlc.gpu.device import UnfitError
 from mlc.runtime.timing import CROWDED
 from mlc.tune.place import SYMBOL, Here, Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from mlc.target_file import Gpu
 
 _FLUSH = "cache_flush_cpu_non_first_arg"
 _MAX_COLD_RUNS = 100  # per repeat, when the caches are flushed before each run
@@ -35,7 +37,8 @@ class Settings:
     `warm_up_ms` are over; each of `repeat` costs is then the mean of calls over `min_repeat_ms`. A
     repeat during which its threads had to wait for cores is taken again, `retries` times at most
     for a kernel. `flush` empties the caches of all arguments but the first (in AutoTVM's order that
-    is the output) before each call. `cooldown` seconds pass before each candidate runs.
+    is the output) before each call. `cooldown` seconds pass before each candidate runs. `gpu` holds the
+    limits of the GPU that is tuned for (None: a CPU).
     """
 
     workers: int
@@ -50,6 +53,7 @@ class Settings:
     cooldown: float = 0.0
     flush: bool = False
     seed: int = 0
+    gpu: Gpu | None = None
 
 
 class CandidateError(Exception):
@@ -114,21 +118,28 @@ class Trial:
 
         Raises:
             CandidateError: the template or TE refuses the config.
+            UnfitError: the kernel does not fit the GPU.
         """
         started = time.perf_counter()
         try:
-            schedule = self._instantiate()
-            module = compile_kernel(schedule, self.tensors, self.task.target)
-            self.module = self.place.finish(module)
+            self.module = self._compile()
         finally:
             self.build_seconds = time.perf_counter() - started
 
-    def _instantiate(self) -> Any:
-        from tvm.autotvm.task.space import FallbackConfigEntity
+    def _compile(self) -> Any:
+        configs = [None] if self.index is not None else self.place.defaults()
+        while True:
+            schedule = self._instantiate(configs.pop(0))
+            try:
+                return self.place.compile(schedule, self.tensors, self.task.target)
+            except UnfitError:
+                if not configs:
+                    raise
 
-        space = self.task.config_space
+    def _instantiate(self, default: Any) -> Any:
         try:
-            config = FallbackConfigEntity() if self.index is None else space.get(self.index)
+            space = self.task.config_space
+            config = space.get(self.index) if default is None else default
             with self.task.target:
                 schedule, self.tensors = self.task.instantiate(config)
         except Exception as error:
@@ -189,16 +200,6 @@ class Trial:
         started = time.perf_counter()
         function(*self.arguments)
         return time.perf_counter() - started
-
-
-def compile_kernel(schedule: Any, tensors: Sequence[Any], target: Any) -> Any:
-    """Return the LLVM module of a schedule; `Place.finish` makes code of it."""
-    import tvm
-
-    settings = kernels.Settings(target=target, level=3, dispatch=None)
-    with target, kernels.pass_context(settings.level):
-        tir = tvm.lower(schedule, list(tensors), name=SYMBOL)
-    return kernels.build(kernels.Job(symbol=SYMBOL, key="", function=None), tir, settings)
 
 
 def _text(error: BaseException) -> str:

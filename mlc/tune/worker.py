@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import resource
 import struct
 import threading
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlc.tune.compare import LAYOUTS, agree, not_checked
+from mlc.tune.on_gpu import OnGpu
 from mlc.tune.place import SessionEnded
-from mlc.tune.trial import Trial, compile_kernel
+from mlc.tune.trial import Trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -84,6 +86,9 @@ def serve(
     could be built. `{"ended": reason, "message": ...}` says that a session with a device is over.
     """
     _limit(settings.memory_bytes, place.file_bytes)
+    if isinstance(place, OnGpu):  # an assembler that is left behind ends as well
+        seconds = math.ceil(settings.build_timeout * len(job.candidates))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     # TVM's thread pool belongs to the thread that first uses it: in a thread that starts after the
     # fork it is new, even when the parent has used its own (whose threads are not here).
     thread = threading.Thread(target=_serve, args=(job, tasks, settings, place, channel))
@@ -98,7 +103,7 @@ def warm_up(target: Any, place: Place) -> None:
     source = te.placeholder((16,), name="source")
     result = te.compute((16,), lambda i: source[i] + 1, name="result")
     with contextlib.suppress(Exception):  # where a target cannot work, each candidate says so
-        place.finish(compile_kernel(te.create_schedule(result.op), [source, result], target))
+        place.compile(te.create_schedule(result.op), [source, result], target)
 
 
 def _limit(memory_bytes: int, file_bytes: int) -> None:
@@ -127,7 +132,7 @@ def _serve(
         for key, index in job.candidates
     ]
     name = trials[0].task.name
-    if job.compare and name not in LAYOUTS:
+    if job.compare and name not in LAYOUTS and not isinstance(place, OnGpu):
         channel.send({"results": [not_checked(f"the layouts of {name} are not known")]})
         return
     for trial in trials:
@@ -139,14 +144,16 @@ def _serve(
             return
         try:
             place.enter(word["run"], trials, settings)
-            channel.send(_run(job, trials, settings))
+            channel.send(_run(job, trials, settings, place))
         except SessionEnded as ended:
             channel.send({"ended": ended.reason, "message": str(ended)})
     else:
-        channel.send(_run(job, trials, settings))
+        channel.send(_run(job, trials, settings, place))
 
 
-def _run(job: Job, trials: Sequence[Trial], settings: Settings) -> dict[str, Any]:
+def _run(job: Job, trials: Sequence[Trial], settings: Settings, place: Place) -> dict[str, Any]:
+    if isinstance(place, OnGpu):
+        return {"results": place.results(job, trials, settings)}
     if job.compare:
         return {"results": [agree(trials[0], trials[1])]}
     _time(trials, job.rounds, settings.run_timeout)

@@ -14,7 +14,7 @@ from mlc.cpu import host_cpu
 from mlc.passes.attention import take_attention
 from mlc.passes.table import PASSES
 from mlc.tune.place import Here
-from mlc.tune.trial import compile_kernel, shape_of
+from mlc.tune.trial import shape_of
 from tests import models
 from tests.compiler.conftest import calls_of
 
@@ -59,7 +59,7 @@ def run(task: Any, config: Any, given: dict[tuple[int, ...], Array]) -> Array:
     """Build a candidate and run it; its arguments are told apart by their shapes."""
     with task.target:
         schedule, tensors = task.instantiate(config)
-    module = Here().finish(compile_kernel(schedule, tensors, task.target))
+    module = Here().compile(schedule, tensors, task.target)
     arguments, result = [], None
     for wanted in tensors:
         shape = shape_of(wanted)

@@ -18,7 +18,7 @@ from mlc.passes.fold import relayout
 from mlc.passes.run import optimize
 from mlc.tune.dispatch import dispatch_context
 from mlc.tune.place import Here
-from mlc.tune.trial import compile_kernel, shape_of
+from mlc.tune.trial import shape_of
 from tests import models
 from tests.compiler.conftest import Array, Compile, calls_of
 
@@ -95,7 +95,7 @@ def run_on(inputs: tuple[Array, Array], task: Any, config: Any, *, tuning: bool)
             schedule, tensors = task.instantiate(config)
     finally:
         GLOBAL_SCOPE.in_tuning = before
-    module = Here().finish(compile_kernel(schedule, tensors, task.target))
+    module = Here().compile(schedule, tensors, task.target)
     given = [type(tensor.op).__name__ == "PlaceholderOp" for tensor in tensors]
     result = shape_of(tensors[given.index(False)])
     outputs = Here().tensor(np.full(result, np.nan, np.float32))

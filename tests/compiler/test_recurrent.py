@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from mlc.emulate.cuda import SimulatedSession
+from mlc.errors import BuildError, MissingToolError
+from mlc.gpu import ptxas
+from mlc.passes.recurrent import MAX_STEPS
 from mlc.schedules.recurrent import GATES, NAME
 from tests import models
 from tests.compiler.conftest import assert_same, calls_of
@@ -86,3 +90,50 @@ def test_other_layers_are_written_out(more: Any, converted: Any, execute: Any) -
     model = converted(proto)
     assert NAME not in {call.op.name for call in calls_of(model.module)}
     assert_same(execute(model, feed, 3), expected(proto, feed))
+
+
+# On GPUs: written out, and run by the simulator
+
+
+@pytest.fixture
+def on_gpu(compiled: Any) -> Any:
+    """Return a function that compiles a model for a GPU: its manifest, and its outputs."""
+    try:
+        ptxas.find()
+    except MissingToolError as error:
+        pytest.skip(f"{error.message}; {error.hint}")
+
+    def run(proto: Any, feed: Any) -> tuple[dict[str, Any], Any]:
+        made = compiled(proto, target="cuda:sm_80")
+        with SimulatedSession(made.path) as session:
+            return made.manifest, session.run(feed)
+
+    return run
+
+
+GPU_CASES = [("LSTM", (3, 2, 3, 5), "forward"), ("GRU", (4, 3, 2, 17), "reverse"),
+             ("RNN", (1, 1, 2, 3), "forward")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("operator", "size", "direction"), GPU_CASES)
+def test_gpus(operator: str, size: tuple[int, ...], direction: str, on_gpu: Any) -> None:
+    proto, feed = layer(operator, size, direction=direction)
+    manifest, outputs = on_gpu(proto, feed)
+    assert "write-out-recurrent" in manifest["passes"]
+    assert_same(outputs, expected(proto, feed))
+
+
+def test_steps_on_gpus_share_their_kernels(on_gpu: Any) -> None:
+    few, many = (on_gpu(*layer("LSTM", (steps, 1, 3, 4)))[0] for steps in (3, 6))
+    assert len(few["kernels"]) == len(many["kernels"])
+
+
+def test_layers_with_options_run_on_gpus(on_gpu: Any) -> None:
+    proto, feed = layer("GRU", (3, 2, 4, 6), linear_before_reset=0)
+    assert_same(on_gpu(proto, feed)[1], expected(proto, feed))
+
+
+def test_too_many_steps_for_a_gpu(on_gpu: Any) -> None:
+    with pytest.raises(BuildError, match="LSTM has 257 steps, and for a GPU at most 256") as found:
+        on_gpu(*layer("LSTM", (MAX_STEPS + 1, 1, 2, 3)))
+    assert "--target llvm" in str(found.value.hint)

@@ -27,7 +27,7 @@ from mlc.tune.dispatch import dispatch_context
 from mlc.tune.features import FeatureTable
 from mlc.tune.place import Here
 from mlc.tune.tasks import template_hash
-from mlc.tune.trial import compile_kernel, shape_of
+from mlc.tune.trial import shape_of
 from tests import models
 from tests.compiler.conftest import calls_of
 
@@ -84,7 +84,7 @@ def run(task: Any, config: Any, *inputs: np.ndarray) -> np.ndarray:
     """Build a candidate and run it; weights are packed as it wants them."""
     with task.target:
         schedule, tensors = task.instantiate(config)
-    module = Here().finish(compile_kernel(schedule, tensors, task.target))
+    module = Here().compile(schedule, tensors, task.target)
     given, arguments, result = list(inputs), [], None
     for wanted in tensors:
         shape = shape_of(wanted)

@@ -150,7 +150,6 @@ def convolve(case: Case, text: str, knobs: dict[str, Any] | int | None) -> Array
     from mlc.passes.fold import relayout
     from mlc.schedules import winograd, winograd_op
     from mlc.tune.place import Here
-    from mlc.tune.trial import compile_kernel
 
     data, weight = case.arrays()
     target = Target(text)
@@ -170,7 +169,7 @@ def convolve(case: Case, text: str, knobs: dict[str, Any] | int | None) -> Array
     with target:
         schedule, (out, *given) = task.instantiate(config)
     u, a = sorted(given, key=lambda tensor: len(tensor.shape))
-    function = Here().finish(compile_kernel(schedule, [a, u, out], target))
+    function = Here().compile(schedule, [a, u, out], target)
     blocked = relayout(data, "NCHW", f"NCHW{layer.in_block}c")
     packed = winograd_op.packed(weight, tuple(map(int, u.shape)))
     assert packed is not None

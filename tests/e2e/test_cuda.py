@@ -78,6 +78,8 @@ def test_running_it_needs_a_driver(mlc, compiled):
     if not Path("/dev/nvidia0").exists():
         done = mlc("run", "net.mlc", "--random", "--device", "cuda", cwd=compiled, check_code=8)
         assert "running on a GPU needs one" in done.stderr
+        done = mlc("bench", "net.mlc", "--device", "cuda", cwd=compiled, check_code=8)
+        assert "running on a GPU needs one" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -97,4 +99,6 @@ def test_tuning_without_a_device_is_refused(mlc, tmp_path):
     models.save(models.conv_net(), tmp_path, "net.onnx")
     done = mlc("tune", "net.onnx", "--target", "a100", cwd=tmp_path, check_code=4)
     assert "times are not invented" in done.stderr
+    assert "mlc rpc server --device cuda" in done.stderr
+    assert "mlc tune net.onnx --target cuda --arch sm_80 --tracker" in done.stderr
     assert "--records FILE" in done.stderr

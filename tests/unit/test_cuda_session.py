@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,17 @@ from mlc.emulate.cuda import SimulatedSession
 from mlc.emulate.ptx_machine import launch
 from mlc.emulate.ptx_memory import Memory
 from mlc.emulate.ptx_text import entries
-from mlc.errors import ArtifactError, MissingToolError, RunError
+from mlc.errors import ArtifactError, MissingToolError, RunError, UsageError
 from mlc.gpu import ptxas
 from mlc.gpu.device import Launch, Program, Resources, encode, join, read
+from mlc.options import BenchOptions
+from mlc.runtime.bench import bench
 from mlc.runtime.buckets import over
 from mlc.runtime.cuda import CudaSession
 from mlc.runtime.driver_api import Driver
 from mlc.runtime.session import open as open_session
+from mlc.runtime.verify import CUDA
+from tests.fake_gpu import FakeDriver
 
 # y[k] = x[k] + w[k], by way of a temporary; the scalar argument is added as well.
 ADD = """.version 7.0
@@ -117,64 +123,9 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-class FakeDriver:
-    """A GPU of numpy arrays: addresses are the simulator's, code is executed by it."""
-
-    made: list[FakeDriver] = []  # noqa: RUF012
-    arch = (8, 6)
-
-    def __init__(self) -> None:
-        self.memory: list[np.ndarray] = []
-        self.loaded: list[bytes] = []
-        self.freed: list[int] = []
-        self.unloaded: list[int] = []
-        self.closed = False
-        self.made.append(self)
-
-    def capability(self) -> tuple[int, int]:
-        return self.arch
-
-    def allocate(self, size: int) -> int:
-        self.memory.append(np.full(size, 0xFF, np.uint8))
-        return Memory([], "").address(len(self.memory) - 1)
-
-    def free(self, address: int) -> None:
-        self.freed.append(address)
-
-    def upload(self, address: int, array: np.ndarray) -> None:
-        self._at(address)[: array.nbytes] = array.reshape(-1).view(np.uint8)
-
-    def download(self, array: np.ndarray, address: int) -> None:
-        array.reshape(-1).view(np.uint8)[:] = self._at(address)[: array.nbytes]
-
-    def load(self, code: bytes) -> int:
-        self.loaded.append(code)
-        return len(self.loaded)
-
-    def unload(self, module: int) -> None:
-        self.unloaded.append(module)
-
-    def function(self, module: int, name: str) -> int:
-        assert (module, name) == (1, "add")
-        return 7
-
-    def launch(self, function: int, step: Launch, arguments: list[Any]) -> None:
-        assert function == 7
-        memory = Memory(self.memory, "buffer")
-        values = [word.value for word in arguments]
-        launch(entries(ADD)["add"], step.grid, step.block, values, memory)
-
-    def synchronize(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.closed = True
-
-    def _at(self, address: int) -> np.ndarray:
-        for number, buffer in enumerate(self.memory):
-            if Memory([], "").address(number) == address:
-                return buffer
-        raise AssertionError(address)
+@pytest.fixture(autouse=True)
+def _cubin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeDriver, "cubins", {b"\x7fELF code": ADD})
 
 
 def check(session: Any) -> None:
@@ -224,7 +175,10 @@ def test_a_session_drives_a_gpu_and_gives_everything_back(saved):
     assert (driver.unloaded, driver.closed) == ([1], True)
 
 
-@pytest.mark.parametrize(("arch", "loads"), [((8, 0), "cubin"), ((9, 0), "ptx"), ((12, 0), "ptx")])
+@pytest.mark.parametrize(
+    ("arch", "loads"),
+    [((8, 0), "cubin"), ((8, 9), "cubin"), ((8, 7), "ptx"), ((9, 0), "ptx"), ((12, 0), "ptx")],
+)  # 8.7 is a Jetson: machine code for desktop cards does not run there
 def test_a_newer_gpu_gets_ptx(saved, monkeypatch, arch, loads):
     monkeypatch.setattr(FakeDriver, "arch", arch)
     with CudaSession(saved, FakeDriver) as session:
@@ -265,12 +219,147 @@ def test_a_cpus_artifact_needs_no_driver_to_be_refused(saved, tmp_path):
     assert len(FakeDriver.made) == made
 
 
+def test_code_for_a_jetson_is_compiled_again_for_other_gpus(saved, monkeypatch):
+    chosen = artifact.read_manifest(saved)["target"]
+    for arch, code in (((8, 7), b"\x7fELF code"), ((8, 9), ADD.encode() + b"\0")):
+        artifact.rewrite_manifest(saved, {"target": {**chosen, "tvm": "nvptx -mcpu=sm_87 -x=1"}})
+        monkeypatch.setattr(FakeDriver, "arch", arch)
+        with CudaSession(saved, FakeDriver) as session:
+            check(session)
+        assert FakeDriver.made[-1].loaded == [code]
+
+
+def test_an_artifact_that_names_no_architecture_is_refused(saved):
+    chosen = artifact.read_manifest(saved)["target"]
+    artifact.rewrite_manifest(saved, {"target": {**chosen, "tvm": "nvptx -mcpu=gfx90a"}})
+    with pytest.raises(ArtifactError, match="does not say which GPUs"):
+        CudaSession(saved, FakeDriver)
+    assert not FakeDriver.made[-1].loaded
+
+
 def test_an_older_gpu_is_refused_before_any_code_is_loaded(saved, monkeypatch):
     monkeypatch.setattr(FakeDriver, "arch", (7, 5))
     with pytest.raises(ArtifactError, match=r"for sm_80 and newer, and this GPU is sm_75") as found:
         CudaSession(saved, FakeDriver)
     assert "--arch sm_75" in str(found.value.hint)
     assert not FakeDriver.made[-1].loaded
+
+
+# Timing
+
+
+@pytest.fixture
+def timed(saved, monkeypatch) -> Path:
+    """The artifact, where the stand-in is this machine's GPU; a mark is 3 ms after the one before."""
+    monkeypatch.setattr("mlc.runtime.cuda.Driver", FakeDriver)
+    ticks = itertools.count()
+    monkeypatch.setattr(FakeDriver, "clock", lambda _self: next(ticks) * 3e-3)
+    facts = {"mlc_add": {"operators": ["add"], "flops": 12_000}}
+    artifact.rewrite_manifest(saved, {"kernels": facts})
+    return saved
+
+
+def test_bench_waits_for_the_gpu_and_names_it(timed):
+    options = BenchOptions(artifact=str(timed), device="cuda", warmup=0.0, duration=0.02)
+    result = bench(options)
+    assert (result.device, result.threads) == ("Numpy RTX 4 (sm_86)", 0)
+    driver = FakeDriver.made[-1]
+    assert driver.synchronized == result.mlc.runs + 1  # once to warm up
+    assert result.mlc.median > 0
+    assert driver.closed
+    assert json.loads(json.dumps(result.to_json()))["device"] == result.device
+
+
+def test_the_profile_is_by_the_gpus_clock(timed):
+    options = BenchOptions(
+        artifact=str(timed), device="cuda", warmup=0.0, duration=0.02, profile=True
+    )
+    result = bench(options)
+    assert result.profile is not None
+    (kernel,) = result.profile
+    assert (kernel.symbol, kernel.operators, kernel.calls) == ("mlc_add", ("add",), 1)
+    assert kernel.seconds == pytest.approx(3e-3)
+    assert kernel.gflops == pytest.approx(12_000 / 3e-3 / 1e9)
+    assert result.peak_gflops is None
+
+
+def test_bench_runs_on_the_inputs_that_were_filled_in(timed):
+    x = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
+    with CudaSession(timed) as session:
+        session.fill({"x": x})
+        for _ in range(2):
+            session.run_in_place()
+        assert session.symbols == ["mlc_add"]
+        assert session.timed_run() == [pytest.approx(3e-3)]
+        np.testing.assert_array_equal(session.run({"x": x})["y"], x + 2 * WEIGHTS + 99)
+
+
+def test_bench_on_a_gpu_refuses_what_it_cannot_do(timed, monkeypatch):
+    with pytest.raises(UsageError, match="--threads is for CPUs"):
+        bench(BenchOptions(artifact=str(timed), device="cuda", threads=2))
+
+    def none() -> Driver:
+        return Driver("libcuda-of-nobody.so.1")
+
+    monkeypatch.setattr("mlc.runtime.cuda.Driver", none)
+    with pytest.raises(MissingToolError, match="running on a GPU needs one") as found:
+        bench(BenchOptions(artifact=str(timed), device="cuda"))
+    assert found.value.exit_code == 8
+
+
+class FakeOrt:
+    """As much of ONNX Runtime as a comparison on a GPU takes; `usable` is what starts."""
+
+    GraphOptimizationLevel = SimpleNamespace(ORT_ENABLE_ALL=99, ORT_DISABLE_ALL=0)
+    SessionOptions = SimpleNamespace
+    __version__ = "1.99"
+
+    def __init__(self, built: list[str], usable: list[str]):
+        self.built, self.usable, self.bound, self.runs = built, usable, [], 0
+        self.OrtValue = SimpleNamespace(ortvalue_from_numpy=lambda array, device: (array, device))
+
+    def get_available_providers(self) -> list[str]:
+        return self.built
+
+    def InferenceSession(  # noqa: N802 - ONNX Runtime's name
+        self, _path: str, _options: Any, providers: list[str]
+    ) -> Any:
+        bind = lambda name, value: self.bound.append((name, value[1]))  # noqa: E731
+        return SimpleNamespace(
+            get_providers=lambda: [p for p in providers if p in self.usable] + ["CPU"],
+            get_inputs=lambda: [SimpleNamespace(name="x")],
+            get_outputs=lambda: [SimpleNamespace(name="y"), SimpleNamespace(name="flat")],
+            run=lambda names, feed: [np.zeros((2, 3), np.int32), np.zeros(6, np.int32)],
+            io_binding=lambda: SimpleNamespace(bind_ortvalue_input=bind, bind_ortvalue_output=bind),
+            run_with_iobinding=self._run,
+        )
+
+    def _run(self, _binding: Any) -> None:
+        self.runs += 1
+
+
+def test_onnx_runtime_is_compared_on_the_gpu_or_not_at_all(timed, monkeypatch):
+    def against(ort: FakeOrt) -> Any:
+        monkeypatch.setattr("mlc.ort_env.onnxruntime", lambda: ort)
+        monkeypatch.setattr("mlc.runtime.bench._warn_if_other_model", lambda *_: None)
+        return bench(
+            BenchOptions(
+                artifact=str(timed), model="model.onnx", against="onnxruntime", device="cuda",
+                warmup=0.0, duration=0.02,
+            )
+        )  # fmt: skip
+
+    with pytest.raises(MissingToolError, match="built without its CUDA provider") as found:
+        against(FakeOrt(["CPUExecutionProvider"], []))
+    assert found.value.exit_code == 8
+    assert "onnxruntime-gpu" in str(found.value.hint)
+    with pytest.raises(MissingToolError, match="cannot start its CUDA provider"):
+        against(FakeOrt([CUDA], []))
+    ort = FakeOrt([CUDA], [CUDA])
+    result = against(ort)
+    assert result.comparison is not None
+    assert ort.bound == [("x", "cuda"), ("y", "cuda"), ("flat", "cuda")]
+    assert ort.runs > result.peer.runs
 
 
 def test_without_a_driver_the_error_says_what_can_be_done():

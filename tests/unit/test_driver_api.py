@@ -19,11 +19,17 @@ SOURCE = r"""
 #include <cstring>
 typedef int CUresult; typedef int CUdevice; typedef unsigned long long CUdeviceptr;
 static char context, module_, function_;
-static int current, live, loaded;
+static int current, live, loaded, clock_;
 extern "C" {
 CUresult cuInit(unsigned flags) { return flags ? 1 : getenv("FAKE_BROKEN") ? 100 : 0; }
 CUresult cuDeviceGetCount(int* n) { *n = getenv("FAKE_EMPTY") ? 0 : 2; return 0; }
 CUresult cuDeviceGet(CUdevice* d, int k) { *d = 40 + k; return 0; }
+CUresult cuDeviceGetName(char* s, int n, CUdevice d) {
+  strncpy(s, "A fake", n); return d != 40 || n < 7; }
+CUresult cuEventCreate(void** e, unsigned flags) { *e = new float(0); live++; return flags; }
+CUresult cuEventRecord(void* e, void* stream) { *(float*)e = ++clock_ * 2.0f; return stream != 0; }
+CUresult cuEventElapsedTime(float* ms, void* a, void* b) { *ms = *(float*)b - *(float*)a; return 0; }
+CUresult cuEventDestroy_v2(void* e) { delete (float*)e; live--; return 0; }
 CUresult cuDeviceGetAttribute(int* v, int what, CUdevice d) {
   *v = what == 75 ? 8 : what == 76 ? 6 : -1; return d != 40; }
 CUresult cuDevicePrimaryCtxRetain(void** c, CUdevice d) { *c = &context; return d != 40; }
@@ -67,7 +73,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_memory_code_and_launches_arrive(library):
     driver = Driver(library)
-    assert driver.capability() == (8, 6)
+    assert (driver.name(), driver.capability()) == ("A fake", (8, 6))
     address = driver.allocate(24)
     driver.upload(address, np.arange(6, dtype=np.int32))
     module = driver.load(b"\x7fELF\0code")
@@ -81,6 +87,18 @@ def test_memory_code_and_launches_arrive(library):
     driver.free(address)
     driver.unload(module)
     driver.close()  # fails where anything was left
+
+
+def test_times_are_those_of_the_gpu(library):
+    driver = Driver(library)
+    marks = [driver.event() for _ in range(3)]
+    for mark in marks:
+        driver.record(mark)
+    assert driver.elapsed(marks[0], marks[1]) == pytest.approx(0.002)  # of milliseconds
+    assert driver.elapsed(marks[0], marks[2]) == pytest.approx(0.004)
+    for mark in marks:
+        driver.forget(mark)
+    driver.close()
 
 
 def test_errors_are_said_in_the_drivers_words(library):

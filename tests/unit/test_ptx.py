@@ -85,6 +85,31 @@ $L_even:
 """
 
 
+# Halves of thread numbers: both, the other way round, then the high one alone.
+HALVES = """
+.visible .entry halves(
+	.param .u64 .ptr .align 1 halves_param_0
+)
+{
+	.reg .b16 %rs<4>;
+	.reg .b32 %r<5>;
+	.reg .b64 %rd<4>;
+	ld.param.b64 	%rd1, [halves_param_0];
+	mov.u32 	%r1, %tid.x;
+	mul.lo.s32 	%r2, %r1, 196611;
+	mov.b32 	{%rs1, %rs2}, %r2;
+	mov.b32 	{_, %rs3}, %r2;
+	mov.b32 	%r3, {%rs2, %rs1};
+	mov.b32 	%r4, {%rs3, %rs3};
+	add.s32 	%r4, %r4, %r3;
+	mul.wide.u32 	%rd2, %r1, 4;
+	add.s64 	%rd3, %rd1, %rd2;
+	st.global.b32 	[%rd3], %r4;
+	ret;
+}
+"""
+
+
 def execute(text, arrays, grid=(1, 1, 1), block=(64, 1, 1), extra=()):
     (entry,) = entries(HEADER + text).values()
     memory = Memory(arrays, "tensor")
@@ -171,6 +196,14 @@ def test_threads_diverge_and_meet_again():
     expected = thread * (thread + 1) // 2 + 100 * (thread % 2)
     np.testing.assert_array_equal(out[:10], expected)
     assert not out[10:].any()
+
+
+def test_registers_are_joined_and_taken_apart():
+    out = np.zeros(32, np.uint32)
+    execute(HALVES, [out], block=(32, 1, 1))
+    whole = np.arange(32, dtype=np.uint32) * np.uint32(196611)  # 0x30003
+    low, high = whole & 0xFFFF, whole >> 16
+    np.testing.assert_array_equal(out, (high | low << 16) + (high | high << 16))
 
 
 def value(text: str, *sources: object) -> np.ndarray:
