@@ -28,11 +28,12 @@ def install() -> None:
         conv_op,
         dense,
         elementary,
+        open_ops,
         recurrent,
         rows,
         winograd_op,
     )
 
     ours = dense, batch_matmul, winograd_op, blocks, conv_op, recurrent, elementary, rows, attention
-    for module in (*ours, arm):  # Arm last: it puts back what differs there
+    for module in (*ours, open_ops, arm):  # Arm last: it puts back what differs there
         module.install()
