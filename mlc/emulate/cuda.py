@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlc.artifact import GRAPH, PROGRAMS, load
-from mlc.codegen.graph import nbytes
+from mlc.codegen.storage import nbytes
 from mlc.emulate.ptx_machine import launch
 from mlc.emulate.ptx_memory import Memory
 from mlc.emulate.ptx_text import entries

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlc.artifact import GRAPH, PROGRAMS, load
-from mlc.codegen.graph import nbytes
+from mlc.codegen.storage import nbytes
 from mlc.errors import ArtifactError, RunError
 from mlc.gpu.device import INT32, INT64, TENSOR, Program, read
 from mlc.model import TensorSpec
