@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from mlc.bisection.run import BisectReport
     from mlc.runtime.bench import BenchResult
+    from mlc.runtime.open_session import DynamicSession
     from mlc.runtime.session import Session
     from mlc.runtime.verify import Verification
     from mlc.target import Target
@@ -74,7 +75,8 @@ def compile(  # noqa: A001 - the verb
         output: where the artifact goes (default: the model's name with `.mlc`, here).
         on_event: called with progress (`mlc.events`), from this thread.
         options: further fields of `mlc.options.CompileOptions`: `target` ("llvm"), `opt_level` (3),
-            `shapes` (("input:1,3,224,224",)), `records`, `verify` (True), `seed`, `cache`, `jobs`.
+            `shapes` (("input:1,3,224,224",)), `dynamic` (True: all open dimensions stay open; or
+            their names), `records`, `verify` (True), `seed`, `cache`, `jobs`.
 
     Raises:
         ModelError, UnsupportedError: the model cannot be used.
@@ -84,7 +86,15 @@ def compile(  # noqa: A001 - the verb
         UsageError: an option is wrong, or `output` cannot be written.
     """
     output = Path(output) if output is not None else default_output(Path(model))
-    asked = CompileOptions(model=str(model), output=str(output), **options)
+    kept = options.pop("dynamic", ())
+    kept = (
+        kept
+        if isinstance(kept, (tuple, list))
+        else (kept,)
+        if isinstance(kept, str)
+        else ("*",) * kept
+    )
+    asked = CompileOptions(model=str(model), output=str(output), dynamic=tuple(kept), **options)
     return compile_with(asked, on_event)
 
 
@@ -107,8 +117,10 @@ def default_output(model: Path) -> Path:
     return Path(f"{model.stem or 'model'}.mlc")
 
 
-def open(path: str | Path, *, threads: int | None = None) -> Session:  # noqa: A001 - the verb
+def open(path: str | Path, *, threads: int | None = None) -> Session | DynamicSession:  # noqa: A001 - the verb
     """Open an artifact for running; see `mlc.runtime.session.Session.run`.
+
+    One with open dimensions becomes a `mlc.runtime.open_session.DynamicSession`.
 
     Raises:
         ArtifactError: it is damaged, of a newer format, or for another machine.

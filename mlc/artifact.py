@@ -29,15 +29,17 @@ from mlc import triple
 from mlc.cpu import HostCpu, host_cpu
 from mlc.errors import ArtifactError, UsageError
 from mlc.options import MAX_MANIFEST_BYTES
+from mlc.sizes import is_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-FORMAT = 1
+FORMAT = 2  # the newest that is read
+_FIXED_FORMAT = 1  # of artifacts without open dimensions: older versions of mlc open them
 ALIGNMENT = 64
 MANIFEST, LIBRARY, GRAPH, WEIGHTS = "manifest.json", "library.so", "graph.json", "weights.bin"
 PROGRAMS = "programs.json"
-_TENSORS = [{"name": str, "shape": [int], "dtype": str}]
+_TENSORS = [{"name": str, "shape": [(int, str, list)], "dtype": str}]
 _MEMBER = {"sha256": str, "size": int}
 _FORM = {  # what opening an artifact relies on; see `_fits`
     "signature": {"inputs": _TENSORS, "outputs": _TENSORS},
@@ -91,7 +93,8 @@ def save(contents: Contents, path: Path) -> dict[str, Any]:
         GRAPH: _facts(contents.graph),
         WEIGHTS: {"sha256": digest, "size": total},
     }
-    manifest = {"format": FORMAT, **contents.manifest, "weights": table, "members": members}
+    version = FORMAT if "dynamic" in contents.manifest else _FIXED_FORMAT
+    manifest = {"format": version, **contents.manifest, "weights": table, "members": members}
     with _new_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         _add(archive, file, MANIFEST, encode(manifest))
         _add(archive, file, code, contents.library)
@@ -275,7 +278,8 @@ class _Mapped:
                 f"{self.path} has format {version}, and this mlc reads up to {FORMAT}",
                 "update mlc: `pip install --upgrade mlc-compiler`",
             )
-        if not _fits(manifest, _FORM) or not self._holds_code(manifest):
+        fits = _fits(manifest, _FORM) and _open_dims_fit(manifest)
+        if not fits or not self._holds_code(manifest):
             raise self._damaged("its manifest has another form than its format says")
         return dict(manifest)
 
@@ -288,6 +292,16 @@ class _Mapped:
         return ArtifactError(
             f"{self.path} cannot be used: {why}", "copy it again, or compile it again"
         )
+
+
+def _open_dims_fit(manifest: dict[str, Any]) -> bool:
+    """Return whether shapes are numbers, or sizes of the open dimensions that the manifest names."""
+    dims = manifest.get("dynamic", [])
+    if not _fits(dims, [{"name": str, "least": int, "most": int}]):
+        return False
+    names = {dim["name"] for dim in dims}
+    tensors = [*manifest["signature"]["inputs"], *manifest["signature"]["outputs"]]
+    return all(is_size(size, names) for tensor in tensors for size in tensor["shape"])
 
 
 def _fits(data: Any, form: Any) -> bool:

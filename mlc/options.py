@@ -14,7 +14,8 @@ OPT_LEVELS = (0, 1, 2, 3)
 class CompileOptions:
     """What `mlc compile` is asked to do.
 
-    `shapes` holds `--shape` options as written (`name:1,3,224,224` or `batch=1`); `records` names
+    `shapes` holds `--shape` options as written (`name:1,3,224,224` or `batch=1`); `dynamic` names
+    dimensions that stay open ("*": all of them); `records` names
     an AutoTVM log whose configs are applied instead of those in the folder `logs` (None:
     `tuning_logs` here, if there is one); `require_tuned` is the share of the work that records of
     this very device must cover; `exact` refuses algorithms with other rounding errors than the
@@ -27,6 +28,7 @@ class CompileOptions:
     target: str = "llvm"
     opt_level: int = 3
     shapes: tuple[str, ...] = ()
+    dynamic: tuple[str, ...] = ()
     records: str | None = None
     logs: str | None = None
     require_tuned: float | None = None
@@ -44,11 +46,12 @@ class CompileOptions:
 class RunOptions:
     """What `mlc run` is asked to do; `inputs` holds `--input` options as written.
 
-    `device` is "cpu", or "cuda" for a GPU.
+    `device` is "cpu", or "cuda" for a GPU. `shapes` are sizes of open dimensions, for random inputs.
     """
 
     artifact: str
     inputs: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
     random: bool = False
     seed: int = 0
     output: str | None = None
@@ -61,12 +64,14 @@ class RunOptions:
 class BenchOptions:
     """What `mlc bench` is asked to do; times in seconds.
 
-    `against` is None or "onnxruntime", which then needs `model`, the ONNX file.
+    `against` is None or "onnxruntime", which then needs `model`, the ONNX file. `shapes` are sizes of
+    open dimensions.
     """
 
     artifact: str
     model: str | None = None
     against: str | None = None
+    shapes: tuple[str, ...] = ()
     warmup: float = 0.5
     duration: float = 3.0
     threads: int | None = None
@@ -78,6 +83,7 @@ class BenchOptions:
 class VerifyOptions:
     """What `mlc verify` is asked to do; `rounds` is how many seeded inputs are compared.
 
+    `shapes` are sizes of open dimensions (without any: several of each).
     `emulate` runs the artifact in an emulator; for Arm the first time that fetches a library.
     `device` is where it runs otherwise: "cpu", or "cuda" for a GPU.
     """
@@ -87,6 +93,7 @@ class VerifyOptions:
     seed: int = 0
     rounds: int = 1
     inputs: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
     emulate: bool = False
     device: str = "cpu"
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlc.cli.options import sizes
 from mlc.options import BenchOptions
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ DEFAULTS = {field.name: field.default for field in fields(BenchOptions)}
 @click.option(
     "--seed", default=DEFAULTS["seed"], show_default=True, help="Seed of the random inputs."
 )
+@sizes()
 @click.option("--json", "json_mode", is_flag=True, help="Result and progress as JSON.")
 def bench(json_mode: bool, **asked: Any) -> None:
     """Time an ARTIFACT on random inputs, by itself or side by side with ONNX Runtime.

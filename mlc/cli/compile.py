@@ -30,6 +30,15 @@ DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
     "0: every operator a kernel, 1: fusion, 2: and scale folding, 3: and layouts.",
 )
 @shapes()
+@click.option(
+    "--dynamic",
+    multiple=True,
+    is_flag=False,
+    flag_value="*",
+    metavar="[DIM]",
+    help="Keep an open dimension open, or, without a name, all that --shape does not fix: the "
+    "artifact runs at any of their sizes. Repeatable.",
+)
 @click.option("--records", help="Apply the tuning records in this AutoTVM log.")
 @click.option("--logs", help="The folder of tuning logs [default: tuning_logs here, if any].")
 @click.option(
@@ -82,6 +91,7 @@ def compile(json_mode: bool, quiet: bool, **asked: Any) -> None:
       mlc compile resnet18.onnx
       mlc compile resnet18.onnx --target cuda --arch sm_80
       mlc compile bert.onnx --shape batch=1 --shape seq=128 --target x86-64-v3 -o bert.mlc
+      mlc compile bert.onnx --dynamic
       mlc compile model.onnx --json | jq .manifest.verification.passed
     """  # fmt: skip
     from mlc import api
@@ -113,6 +123,14 @@ def with_project(asked: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _open(manifest: dict[str, Any]) -> str:
+    """Return the open dimensions with their bounds, and the sizes that were compared."""
+    names = [f"{d['name']} ({d['least']} to {d['most']})" for d in manifest["dynamic"]]
+    checked = (manifest["verification"] or {}).get("sizes", [])
+    at = "; ".join(", ".join(f"{k}={v}" for k, v in sizes.items()) for sizes in checked)
+    return ", ".join(names) + (f"; compared at {at}" if at else "")
+
+
 def _show(report: Any, asked_to_verify: bool) -> None:
     from rich.markup import escape
 
@@ -131,7 +149,11 @@ def _show(report: Any, asked_to_verify: bool) -> None:
     lines = [
         f"[bold]{escape(printable(str(report.path)))}[/bold]  {size(report.bytes)}, {manifest['target']['tvm']}",
         f"  kernels    {len(manifest['kernels'])}, {calls} calls per run",
-        tuned,
+        *(
+            [f"  open       {escape(printable(_open(manifest)))}"]
+            if "dynamic" in manifest
+            else [tuned]
+        ),
     ]
     if check is None:
         why = "this machine cannot run it" if asked_to_verify else "--no-verify"

@@ -54,6 +54,14 @@ def device() -> Decorator:
     )  # fmt: skip
 
 
+def sizes() -> Decorator:
+    """Return the option `-s` of verbs that run an artifact."""
+    return click.option(
+        "-s", "--shape", "shapes", multiple=True, metavar="DIM=1",
+        help="The size of an open dimension (see `mlc compile --dynamic`). Repeatable.",
+    )  # fmt: skip
+
+
 def shapes(
     text: str = "Fix an input's shape, or a named dimension wherever it occurs. Repeatable.",
 ) -> Decorator:

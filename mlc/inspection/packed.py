@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mlc.errors import ArtifactError
+from mlc.sizes import text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,6 +71,7 @@ def _facts(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         "tuning": manifest.get("tuning"),
         "index_bounds": manifest.get("index_bounds"),
         "verification": manifest.get("verification"),
+        "dynamic": manifest.get("dynamic", []),
         "members": {name: dict(facts) for name, facts in manifest["members"].items()},
     }
 
@@ -78,5 +80,5 @@ def _tensor(spec: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": str(spec["name"]),
         "dtype": str(spec["dtype"]),
-        "shape": [int(size) for size in spec["shape"]],
+        "shape": [size if isinstance(size, int) else text(size) for size in spec["shape"]],
     }

@@ -31,6 +31,7 @@ from mlc.errors import RunError, TargetError, UsageError, did_you_mean
 from mlc.events import Notice, OnEvent, Stage, ignore
 from mlc.runtime import inputs as sources
 from mlc.runtime import profile as profiling
+from mlc.runtime.open_session import fixed
 from mlc.runtime.session import Session, threads_in_use
 from mlc.runtime.session import open as open_session
 from mlc.runtime.timing import CROWDED, Comparison, Side, Timing, compare, interleave
@@ -86,7 +87,8 @@ def bench(options: BenchOptions, on_event: OnEvent = ignore) -> BenchResult:
     check_options(options)
     _warn_if_loaded(on_event)
     asked = options.threads or physical_cores()
-    with open_session(options.artifact, threads=asked) as session:
+    with open_session(options.artifact, threads=asked) as opened:
+        session = fixed(opened, options.shapes)
         threads = _threads(asked, on_event)
         arrays = sources.random(
             session.inputs, options.seed, session.manifest.get("index_bounds", {})

@@ -17,7 +17,7 @@ import numpy as np
 from mlc import tvm_env
 from mlc.artifact import GRAPH, LIBRARY, Artifact
 from mlc.errors import ArtifactError, RunError
-from mlc.runtime.session import Session, _load_library, _view
+from mlc.runtime.session import Session, _view, load_library
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -162,7 +162,7 @@ def _debug_executor(tvm: Any, artifact: Artifact) -> Any:
     def lookup(_module: Any, storage: int, _template: Any, _device: Any) -> Any:
         return weights.get(storage)
 
-    library = _load_library(tvm, artifact.members[LIBRARY], artifact.path)
+    library = load_library(tvm, artifact.members[LIBRARY], artifact.path)
     graph = bytes(artifact.members[GRAPH]).decode()
     device = tvm.cpu(0)
     create = tvm.get_global_func("tvm.graph_executor_debug.create")

@@ -13,6 +13,7 @@ import numpy as np
 from mlc.errors import RunError, UsageError
 from mlc.events import Notice, OnEvent
 from mlc.runtime import inputs as sources
+from mlc.runtime.open_session import DynamicSession, fixed
 from mlc.runtime.session import check_inputs, check_names
 from mlc.runtime.session import open as open_session
 
@@ -32,9 +33,10 @@ def run(options: RunOptions, on_event: OnEvent) -> dict[str, np.ndarray[Any, Any
     """
     if options.output and not options.output.endswith(".npz"):
         raise UsageError(f"outputs are saved as .npz, not {options.output!r}")
-    with _opened(options) as session:
-        arrays = sources.read(options.inputs, session.inputs)
-        check_names(session.inputs, arrays)
+    with _opened(options) as opened:
+        arrays = sources.read(options.inputs, opened.inputs)
+        check_names(opened.inputs, arrays)
+        session = fixed(opened, options.shapes, arrays)
         missing = [spec for spec in session.inputs if spec.name not in arrays]
         if missing and not options.random:
             raise RunError(
@@ -55,7 +57,7 @@ def run(options: RunOptions, on_event: OnEvent) -> dict[str, np.ndarray[Any, Any
     return outputs
 
 
-def _opened(options: RunOptions) -> Session | CudaSession:
+def _opened(options: RunOptions) -> Session | DynamicSession | CudaSession:
     if options.device == "cuda":
         from mlc.runtime.cuda import CudaSession
 

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from mlc.cpu import physical_cores
 from mlc.errors import ArtifactError, RunError, did_you_mean
 from mlc.model import TensorSpec
 from mlc.runtime.closing import Closing
+
+if TYPE_CHECKING:
+    from mlc.runtime.open_session import DynamicSession
 
 Array = np.ndarray[Any, Any]
 _BIG_CORES = 1  # TVM's affinity mode "the fastest cores"
@@ -28,16 +31,19 @@ class Session(Closing):
     A session owns its buffers and is not thread-safe: one session per thread.
     """
 
-    def __init__(self, artifact: Artifact, threads: int | None = None):
+    def __init__(self, artifact: Artifact, threads: int | None = None, library: Any = None):
+        """Make a session of a checked artifact; `library` is its code where that is loaded already."""
         self.path = artifact.path
         self.manifest = artifact.manifest
         signature = artifact.manifest["signature"]
-        self.inputs = tuple(_spec(entry) for entry in signature["inputs"])
-        self.outputs = tuple(_spec(entry) for entry in signature["outputs"])
+        self.inputs = tuple(spec_of(entry) for entry in signature["inputs"])
+        self.outputs = tuple(spec_of(entry) for entry in signature["outputs"])
         self._artifact: Artifact | None = artifact
         tvm = tvm_env.runtime()
-        set_threads(threads)
-        self._executor = _executor(tvm, artifact)
+        if library is None:
+            set_threads(threads)
+            library = load_library(tvm, artifact.members[LIBRARY], artifact.path)
+        self._executor = _executor(tvm, artifact, library)
         self._run = self._executor["run"]
         get_input, get_output = self._executor["get_input"], self._executor["get_output"]
         self._tensors = [get_input(f"input{k}") for k in range(len(self.inputs))]
@@ -86,18 +92,11 @@ class Session(Closing):
             raise RunError("the session is closed", f"open {self.path} again")
 
     def _ordered(self, inputs: Mapping[str, Array] | Sequence[Array]) -> list[Array]:
-        if not isinstance(inputs, Mapping):
-            if len(inputs) != len(self.inputs):
-                raise RunError(
-                    f"the model has {len(self.inputs)} inputs, {len(inputs)} were given",
-                    "inputs: " + "; ".join(map(str, self.inputs)),
-                )
-            inputs = {spec.name: a for spec, a in zip(self.inputs, inputs, strict=True)}
-        return check_inputs(self.inputs, inputs)
+        return check_inputs(self.inputs, named(self.inputs, inputs))
 
 
-def open(path: str | Path, *, threads: int | None = None) -> Session:  # noqa: A001 - mlc.open
-    """Open an artifact for running.
+def open(path: str | Path, *, threads: int | None = None) -> Session | DynamicSession:  # noqa: A001 - mlc.open
+    """Open an artifact for running; one with open dimensions as a `DynamicSession`.
 
     Format, target, CPU features and the hash of every member are checked before any of its code
     is loaded. Weights are mapped, not read.
@@ -109,7 +108,30 @@ def open(path: str | Path, *, threads: int | None = None) -> Session:  # noqa: A
     Raises:
         ArtifactError: it is damaged, of a newer format, or for another machine.
     """
-    return Session(load(Path(path)), threads)
+    artifact = load(Path(path))
+    if "dynamic" in artifact.manifest:
+        from mlc.runtime.open_session import DynamicSession
+
+        return DynamicSession(artifact, threads)
+    return Session(artifact, threads)
+
+
+def named(
+    specs: Sequence[TensorSpec], inputs: Mapping[str, Array] | Sequence[Array]
+) -> Mapping[str, Array]:
+    """Return inputs by name; without names they are in the order of `specs`.
+
+    Raises:
+        RunError: there are more or fewer of them.
+    """
+    if isinstance(inputs, Mapping):
+        return inputs
+    if len(inputs) != len(specs):
+        raise RunError(
+            f"the model has {len(specs)} inputs, {len(inputs)} were given",
+            "inputs: " + "; ".join(map(str, specs)),
+        )
+    return {spec.name: a for spec, a in zip(specs, inputs, strict=True)}
 
 
 def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> list[Array]:
@@ -163,18 +185,18 @@ def threads_in_use() -> int:
     return int(tvm_env.runtime().get_global_func("runtime.NumThreads")())
 
 
-def _spec(entry: Mapping[str, Any]) -> TensorSpec:
+def spec_of(entry: Mapping[str, Any]) -> TensorSpec:
+    """Return an input or output as a manifest's signature has it."""
     return TensorSpec(name=entry["name"], shape=tuple(entry["shape"]), dtype=entry["dtype"])
 
 
-def _executor(tvm: Any, artifact: Artifact) -> Any:
+def _executor(tvm: Any, artifact: Artifact, library: Any) -> Any:
     """Return a graph executor whose weights are views of the mapped artifact."""
     weights = {
         storage: tvm.nd.from_dlpack(array.__dlpack__())
         for storage, array in artifact.weights()
         if array.size
     }
-    library = _load_library(tvm, artifact.members[LIBRARY], artifact.path)
 
     def lookup(_module: Any, storage: int, _template: Any, _device: Any) -> Any:
         return weights.get(storage)
@@ -192,7 +214,7 @@ def _executor(tvm: Any, artifact: Artifact) -> Any:
         ) from error
 
 
-def _load_library(tvm: Any, code: memoryview, path: Path) -> Any:
+def load_library(tvm: Any, code: memoryview, path: Path) -> Any:
     """Load exactly the bytes whose hash was checked, through a private file that goes again.
 
     Each load needs a name of its own: the dynamic linker takes a known name for a known library.

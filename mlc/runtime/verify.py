@@ -10,8 +10,9 @@ import numpy as np
 
 from mlc import ort_env
 from mlc.artifact import is_for_gpu, read_manifest
-from mlc.errors import MismatchError, ModelError, RunError
+from mlc.errors import MismatchError, ModelError, RunError, UsageError
 from mlc.events import Notice, OnEvent, ignore
+from mlc.sizes import samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
     from mlc.model import TensorSpec
     from mlc.options import VerifyOptions
     from mlc.runtime.cuda import CudaSession
+    from mlc.runtime.open_session import DynamicSession
     from mlc.runtime.session import Session
 
-    AnySession: TypeAlias = Session | EmulatedSession | SimulatedSession | CudaSession
+    AnySession: TypeAlias = (
+        Session | DynamicSession | EmulatedSession | SimulatedSession | CudaSession
+    )
 
 Array = np.ndarray[Any, Any]
 
@@ -83,6 +87,7 @@ class Verification:
     seed: int
     rounds: int
     outputs: tuple[OutputCheck, ...]
+    sizes: tuple[dict[str, int], ...] = ()  # of open dimensions, `rounds` seeds at each
 
     @property
     def passed(self) -> bool:
@@ -92,6 +97,8 @@ class Verification:
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON data, which has no infinity: that becomes the text "inf"."""
         facts = asdict(self)
+        if not self.sizes:
+            del facts["sizes"]
         for check in facts["outputs"]:
             for key in ("max_abs", "max_rel"):
                 check[key] = check[key] if np.isfinite(check[key]) else str(check[key])
@@ -231,12 +238,14 @@ def verify(
         _require_same_names(session, reference, options)
         bounds = session.manifest.get("index_bounds", {})
         precision = session.manifest.get("precision", {})
+        sizes = _sizes(session, options)
         rounds = []
         if options.inputs:
             rounds.append(sources.read(options.inputs, session.inputs))
         else:
             seeds = range(options.seed, options.seed + options.rounds)
-            rounds += [sources.random(session.inputs, seed, bounds) for seed in seeds]
+            kinds = [at.inputs for at in _at(session, sizes)]
+            rounds += [sources.random(kind, seed, bounds) for kind in kinds for seed in seeds]
         checks = [
             compare_outputs(session.outputs, session.run(feed), reference.run(feed), precision)
             for feed in rounds
@@ -244,17 +253,43 @@ def verify(
         name = reference.name
         del reference  # with its threads, which wait for work by spinning
         if then is not None:
-            then(session)
+            then(_at(session, sizes)[-1])
     return Verification(
         reference=name,
         seed=options.seed,
         rounds=len(rounds),
+        sizes=sizes,
         outputs=tuple(_worst(per_output) for per_output in zip(*checks, strict=True)),
     )
 
 
+def _at(session: Any, sizes: Sequence[dict[str, int]]) -> list[Any]:
+    """Return the sessions of fixed shapes at some sizes, the session itself where it has such."""
+    return [session.at(chosen) for chosen in sizes] if sizes else [session]
+
+
+def _sizes(session: AnySession, options: VerifyOptions) -> tuple[dict[str, int], ...]:
+    """Return the sizes of open dimensions to compare at; none where shapes are fixed, or by inputs."""
+    from mlc.runtime.open_session import DynamicSession, asked_sizes, fixed
+
+    if not isinstance(session, DynamicSession):
+        fixed(session, options.shapes)
+        return ()
+    if options.inputs:
+        return ()
+    asked = asked_sizes(session, options.shapes)
+    chosen = [{**sizes, **asked} for sizes in samples(session.dims)]
+    return tuple(sizes for k, sizes in enumerate(chosen) if sizes not in chosen[:k])
+
+
 def _opened(options: VerifyOptions, on_event: OnEvent) -> AnySession:
-    for_gpu = is_for_gpu(read_manifest(Path(options.artifact))["target"])
+    manifest = read_manifest(Path(options.artifact))
+    for_gpu = is_for_gpu(manifest["target"])
+    if "dynamic" in manifest and options.emulate:
+        raise UsageError(
+            "--emulate takes artifacts of fixed shapes",
+            "compile it with --shape instead of --dynamic",
+        )
     if options.device == "cuda":
         from mlc.runtime.cuda import CudaSession
 
