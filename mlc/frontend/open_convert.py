@@ -195,6 +195,7 @@ class OpenConverter(Converter):
 def _reason(error: Exception) -> str:
     if isinstance(error, MlcError):
         return error.message
-    if isinstance(error, (TypeError, ValueError)):  # of numbers that a size was taken for
+    taken = isinstance(error, (TypeError, ValueError)) or "Expected IntImm" in str(error)
+    if taken:  # a size, for a number
         return "what it computes needs sizes that are known"
     return tvm_env.reason(error)
