@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mlc.multi_target import BundleReport
     from mlc.runtime.bench import BenchResult
     from mlc.runtime.buckets import BucketSession
+    from mlc.runtime.open_session import DynamicSession
     from mlc.runtime.session import Session
     from mlc.runtime.verify import Verification
     from mlc.target import Target
@@ -76,7 +77,9 @@ def compile(  # noqa: A001 - the verb
         output: where the artifact goes (default: the model's name with `.mlc`, here).
         on_event: called with progress (`mlc.events`), from this thread.
         options: further fields of `mlc.options.CompileOptions`: `target` ("llvm"), `opt_level` (3),
-            `shapes` (("input:1,3,224,224",), or with a bucket for each size ("batch=1,4",)), `records`, `verify` (True), `seed`, `cache`, `jobs`.
+            `shapes` (("input:1,3,224,224",), or with a bucket for each size ("batch=1,4",)),
+            `dynamic` (True: all open dimensions stay open; or their names), `records`,
+            `verify` (True), `seed`, `cache`, `jobs`.
 
     Raises:
         ModelError, UnsupportedError: the model cannot be used.
@@ -86,7 +89,15 @@ def compile(  # noqa: A001 - the verb
         UsageError: an option is wrong, or `output` cannot be written.
     """
     output = Path(output) if output is not None else default_output(Path(model))
-    asked = CompileOptions(model=str(model), output=str(output), **options)
+    kept = options.pop("dynamic", ())
+    kept = (
+        kept
+        if isinstance(kept, (tuple, list))
+        else (kept,)
+        if isinstance(kept, str)
+        else ("*",) * kept
+    )
+    asked = CompileOptions(model=str(model), output=str(output), dynamic=tuple(kept), **options)
     return compile_with(asked, on_event)
 
 
@@ -133,11 +144,11 @@ def default_output(model: Path) -> Path:
 
 def open(  # noqa: A001 - the verb
     path: str | Path, *, threads: int | None = None
-) -> Session | BucketSession:
+) -> Session | BucketSession | DynamicSession:
     """Open an artifact for running; see `mlc.runtime.session.Session.run`.
 
-    One that was compiled for several shapes gives a `mlc.runtime.buckets.BucketSession`: its `run`
-    takes inputs of any of them.
+    One that was compiled for several shapes gives a `mlc.runtime.buckets.BucketSession`, one with
+    open dimensions a `mlc.runtime.open_session.DynamicSession`: their `run` takes inputs of any of them.
 
     Raises:
         ArtifactError: it is damaged, of a newer format, or for another machine.

@@ -28,17 +28,18 @@ from mlc.cpu import HostCpu, host_cpu
 from mlc.errors import ArtifactError
 from mlc.new_file import new_file
 from mlc.options import MAX_MANIFEST_BYTES
+from mlc.sizes import is_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 FORMAT = 1
-BUCKETS_FORMAT = 2  # several shapes in one artifact; see `mlc.buckets`
+NEWEST = 2  # several shapes (`mlc.buckets`) or open ones (`mlc.sizes`): older versions of mlc cannot open them
 ALIGNMENT = 64
 MANIFEST, LIBRARY, GRAPH, WEIGHTS = "manifest.json", "library.so", "graph.json", "weights.bin"
 PROGRAMS = "programs.json"
-_TENSORS = [{"name": str, "shape": [int], "dtype": str}]
+_TENSORS = [{"name": str, "shape": [(int, str, list)], "dtype": str}]
 _MEMBER = {"sha256": str, "size": int}
 _FORM = {  # what opening an artifact relies on; see `fits`
     "signature": {"inputs": _TENSORS, "outputs": _TENSORS},
@@ -96,7 +97,8 @@ def save(contents: Contents, path: Path) -> dict[str, Any]:
         GRAPH: _facts(contents.graph),
         WEIGHTS: {"sha256": digest, "size": total},
     }
-    manifest = {"format": FORMAT, **contents.manifest, "weights": table, "members": members}
+    version = NEWEST if {"buckets", "dynamic"} & contents.manifest.keys() else FORMAT
+    manifest = {"format": version, **contents.manifest, "weights": table, "members": members}
     with new_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         add_member(archive, file, MANIFEST, encode(manifest))
         add_member(archive, file, code, contents.library)
@@ -281,9 +283,9 @@ class Mapped:
 
     def manifest(self) -> dict[str, Any]:
         """Return the manifest, its form checked."""
-        manifest = self.read_json(MANIFEST, BUCKETS_FORMAT)
-        form = _BUCKETS_FORM if manifest["format"] == BUCKETS_FORMAT else _FORM
-        if not fits(manifest, form) or not self._holds_code(manifest):
+        manifest = self.read_json(MANIFEST, NEWEST)
+        form = _BUCKETS_FORM if "buckets" in manifest else _FORM
+        if not (fits(manifest, form) and _shapes_fit(manifest) and self._holds_code(manifest)):
             raise self.damaged("its manifest has another form than its format says")
         return manifest
 
@@ -316,6 +318,17 @@ class Mapped:
         return ArtifactError(
             f"{self.path} cannot be used: {why}", "copy it again, or compile it again"
         )
+
+
+def _shapes_fit(manifest: dict[str, Any]) -> bool:
+    """Return whether shapes are numbers, or sizes of the open dimensions that the manifest names."""
+    dims = manifest.get("dynamic", [])
+    if not fits(dims, [{"name": str, "least": int, "most": int}]):
+        return False
+    names = {dim["name"] for dim in dims}
+    signatures = [entry["signature"] for entry in manifest.get("buckets", [manifest])]
+    tensors = [t for found in signatures for t in (*found["inputs"], *found["outputs"])]
+    return all(is_size(size, names) for tensor in tensors for size in tensor["shape"])
 
 
 def fits(data: Any, form: Any) -> bool:

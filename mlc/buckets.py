@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc.artifact import BUCKETS_FORMAT, FORMAT, GRAPH, Artifact, Contents
+from mlc.artifact import GRAPH, Artifact, Contents
 from mlc.errors import ArtifactError
 from mlc.model import Signature, TensorSpec, specs
 from mlc.options import MAX_BUCKETS
@@ -83,7 +83,7 @@ def merge(parts: Sequence[Part], library: bytes, weights: Weights) -> Contents:
     padding = {"offered": [], "refused": dict.fromkeys(parts[0].dims, "it was not verified")}
     shared = {key: value for key, value in parts[0].contents.manifest.items() if key not in OWN}
     return Contents(
-        manifest={**shared, "format": BUCKETS_FORMAT, "buckets": entries, "padding": padding},
+        manifest={**shared, "buckets": entries, "padding": padding},
         library=library,
         graph=b"[" + b",\n".join(graphs) + b"]",
         weights=list(enumerate(weights.arrays)),
@@ -92,7 +92,7 @@ def merge(parts: Sequence[Part], library: bytes, weights: Weights) -> Contents:
 
 def is_bucketed(manifest: Mapping[str, Any]) -> bool:
     """Return whether a manifest is that of an artifact with buckets."""
-    return int(manifest.get("format", FORMAT)) == BUCKETS_FORMAT
+    return "buckets" in manifest
 
 
 def manifests(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -135,7 +135,8 @@ def build(
     """
     started = time.perf_counter()
     namer = Namer(settings)
-    planned = plan(model.module["main"], namer)
+    as_size = int if model.dims is None else model.dims.as_size
+    planned = plan(model.module["main"], namer, as_size)
     used = [namer.jobs[symbol] for symbol in planned.kernels]
     on_event(
         Stage(

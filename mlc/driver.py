@@ -80,7 +80,7 @@ def compile_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
 
 def from_fields(fields: dict[str, Any]) -> CompileOptions:
     """Return the options that came as JSON, which has no tuples."""
-    lists = {name: tuple(fields[name]) for name in ("shapes", "without")}
+    lists = {name: tuple(fields[name]) for name in ("shapes", "without", "dynamic")}
     return CompileOptions(**{**fields, **lists})
 
 
@@ -94,6 +94,12 @@ def check_options(options: CompileOptions, output: Path) -> None:
     if options.opt_level not in OPT_LEVELS:
         raise UsageError(f"there is no level -O{options.opt_level}", "use -O0, -O1, -O2 or -O3")
     pipeline(options.opt_level, without=options.without)
+    if options.dynamic and len(shapes.combinations(options.shapes)) > 1:
+        raise UsageError(
+            "--shape lists sizes, and --dynamic keeps dimensions open", "give one of them"
+        )
+    if options.dynamic and options.target.startswith("cuda"):
+        raise UsageError("--dynamic is for CPUs", "fix the sizes with --shape for a GPU")
     if options.jobs is not None and options.jobs < 1:
         raise UsageError("--jobs needs at least 1")
     if options.kernel is not None and options.dump_ir is None:
@@ -156,7 +162,7 @@ def build_model(
     # What is missing is said now, not after the long work.
     find_linker(chosen.triple) if chosen.gpu is None else ptxas.find()
     coarser = precisions(expand.expand(file))
-    loaded = [*load(file, options.shapes, on_event)]
+    loaded = [*load(file, options.shapes, on_event, options.dynamic)]
     file.weights.clear()  # they are in `loaded`; this unmaps the file
     simplified = loaded.pop()
     dispatch = dispatch_context(lookup, default_configs(chosen))
@@ -173,6 +179,7 @@ def build_model(
             observe,
             exact=options.exact,
             without=options.without,
+            is_open=bool(options.dynamic),
         )
     on_event(Stage(name="passes", seconds=time.perf_counter() - started, note=f"{len(ran)} ran"))
     library = build.build(fused, settings, cache, options.jobs, on_event, linked=linked)
@@ -188,10 +195,18 @@ def build_model(
         "index_bounds": index_bounds(simplified),
         "precision": coarser,
         "verification": None,
+        **_open_dims(fused.dims),
     }
     contents = build.contents(fused, library, chosen, llvm, facts)
     _say_notes(contents.manifest, on_event)
     return Built(contents=contents, library=library, dispatch=dispatch)
+
+
+def _open_dims(dims: Any) -> dict[str, Any]:
+    """Return what the manifest says of open dimensions."""
+    if dims is None:
+        return {}
+    return {"dynamic": [{"name": name, **asdict(b)} for name, b in dims.bounds.items()]}
 
 
 def _write(
@@ -265,21 +280,29 @@ def _verified(path: Path, options: CompileOptions) -> tuple[dict[str, Any], Cove
     return result.to_json(), min(found, key=lambda coverage: coverage.tuned)
 
 
-def load(file: Any, shapes: tuple[str, ...], on_event: OnEvent) -> tuple[Any, Any]:
-    """Return (Model, the simplified file) of a file that was read, its shapes fixed."""
+def load(
+    file: Any, shapes: tuple[str, ...], on_event: OnEvent, dynamic: tuple[str, ...] = ()
+) -> tuple[Any, Any]:
+    """Return (Model, the simplified file) of a file that was read, shapes fixed but for `dynamic`."""
     from mlc.frontend import convert
 
-    flat = imported(file, shapes, on_event)
+    flat = imported(file, shapes, on_event, dynamic)
+    if dynamic:
+        from mlc.frontend import open_convert
+
+        return timed("convert", on_event, lambda: open_convert.convert(flat, on_event)), flat
     model = timed("convert", on_event, lambda: convert.convert(flat))
     return model, flat
 
 
-def imported(file: OnnxFile, shapes: tuple[str, ...], on_event: OnEvent) -> OnnxFile:
+def imported(
+    file: OnnxFile, shapes: tuple[str, ...], on_event: OnEvent, dynamic: tuple[str, ...] = ()
+) -> OnnxFile:
     """Return the file as it is converted: shapes fixed, functions written out, folded, flat."""
     from mlc.frontend import control, expand, qdq, sequences, simplify
     from mlc.frontend import shapes as fixing
 
-    fixed = fixing.fix(file, fixing.parse(shapes), on_event)
+    fixed = fixing.fix(file, fixing.parse(shapes), on_event, dynamic)
     expanded = timed("expand", on_event, lambda: expand.expand(fixed))
     simplified = timed("simplify", on_event, lambda: simplify.simplify(expanded, on_event))
     return qdq.to_integers(sequences.resolve(control.flatten(simplified)))

@@ -5,22 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mlc.errors import one_line
+from mlc.sizes import text
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-from mlc.errors import one_line
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """A named input or output: `shape` in elements, `dtype` by its numpy name."""
+    """A named input or output: `shape` in elements, `dtype` by its numpy name.
+
+    Where a model has open dimensions, sizes may be expressions of them (`mlc.sizes`).
+    """
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Any, ...]
     dtype: str
 
     def __str__(self) -> str:
-        return f"{one_line(self.name)} {self.dtype}[{', '.join(map(str, self.shape))}]"
+        return f"{one_line(self.name)} {self.dtype}[{', '.join(map(text, self.shape))}]"
 
 
 def specs(entries: Iterable[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
@@ -57,8 +61,10 @@ class Model:
     `module` is a `tvm.IRModule` whose `main` takes one variable per input (named `input0`,
     `input1`, ...: the user's names are untrusted text and live in the signature only) and returns
     one tensor, or a tuple when there are several outputs. Weights are constants inside it.
+    `dims` (`frontend.open_dims.Dims`) tells of open dimensions; their sizes may be inputs, too.
     """
 
     module: Any = field(repr=False)
     signature: Signature
     source: Source
+    dims: Any = field(default=None, repr=False)

@@ -15,7 +15,8 @@ class CompileOptions:
     """What `mlc compile` is asked to do.
 
     `shapes` holds `--shape` options as written (`name:1,3,224,224`, `batch=1`, or several sizes
-    `batch=1,4`: a bucket for each, in one artifact); `records` names
+    `batch=1,4`: a bucket for each, in one artifact); `dynamic` names dimensions that stay open ("*":
+    all of them); `records` names
     an AutoTVM log whose configs are applied instead of those in the folder `logs` (None:
     `tuning_logs` here, if there is one); `require_tuned` is the share of the work that records of
     this very device must cover; `exact` refuses algorithms with other rounding errors than the
@@ -28,6 +29,7 @@ class CompileOptions:
     target: str = "llvm"
     opt_level: int = 3
     shapes: tuple[str, ...] = ()
+    dynamic: tuple[str, ...] = ()
     records: str | None = None
     logs: str | None = None
     require_tuned: float | None = None
@@ -45,11 +47,12 @@ class CompileOptions:
 class RunOptions:
     """What `mlc run` is asked to do; `inputs` holds `--input` options as written.
 
-    `device` is "cpu", or "cuda" for a GPU.
+    `device` is "cpu", or "cuda" for a GPU. `shapes` are sizes of open dimensions, for random inputs.
     """
 
     artifact: str
     inputs: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
     random: bool = False
     seed: int = 0
     output: str | None = None
@@ -63,7 +66,8 @@ class BenchOptions:
     """What `mlc bench` is asked to do; times in seconds.
 
     `against` is None or "onnxruntime", which then needs `model`, the ONNX file. `shapes` choose one
-    of the artifact's buckets (the first, if empty). `device` is "cpu", or "cuda" for a GPU.
+    of the artifact's buckets (the first, if empty), or sizes of open dimensions. `device` is "cpu", or
+    "cuda" for a GPU.
     """
 
     artifact: str
@@ -83,7 +87,7 @@ class VerifyOptions:
     """What `mlc verify` is asked to do; `rounds` is how many seeded inputs are compared.
 
     `target` names the variant of an artifact for several (None: what fits this machine, or the only
-    one that can be emulated).
+    one that can be emulated). `shapes` are sizes of open dimensions (without any: several of each).
 
     `emulate` runs the artifact in an emulator; for Arm the first time that fetches a library.
     `device` is where it runs otherwise: "cpu", or "cuda" for a GPU.
@@ -95,6 +99,7 @@ class VerifyOptions:
     rounds: int = 1
     inputs: tuple[str, ...] = ()
     target: str | None = None
+    shapes: tuple[str, ...] = ()
     emulate: bool = False
     device: str = "cpu"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlc.cli.options import device, shapes
+from mlc.cli.options import device, sizes
 from mlc.options import BenchOptions
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ DEFAULTS = {field.name: field.default for field in fields(BenchOptions)}
     metavar="PEER",
     help="Time this too, in alternating blocks: onnxruntime. Needs --model.",
 )
-@shapes("Of an artifact for several shapes the one to time [default: the first].")
 @click.option("-m", "--model", help="The ONNX file that the artifact was compiled from.")
 @click.option(
     "--profile",
@@ -62,6 +61,7 @@ DEFAULTS = {field.name: field.default for field in fields(BenchOptions)}
     "--seed", default=DEFAULTS["seed"], show_default=True, help="Seed of the random inputs."
 )
 @device()
+@sizes()
 @click.option("--json", "json_mode", is_flag=True, help="Result and progress as JSON.")
 def bench(json_mode: bool, **asked: Any) -> None:
     """Time an ARTIFACT on random inputs, by itself or side by side with ONNX Runtime.

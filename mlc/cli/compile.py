@@ -36,6 +36,15 @@ DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
     "Fix an input's shape, or a named dimension wherever it occurs; DIM=1,4 compiles for each size. "
     "Repeatable."
 )
+@click.option(
+    "--dynamic",
+    multiple=True,
+    is_flag=False,
+    flag_value="*",
+    metavar="[DIM]",
+    help="Keep an open dimension open, or, without a name, all that --shape does not fix: the "
+    "artifact runs at any of their sizes. Repeatable.",
+)
 @click.option("--records", help="Apply the tuning records in this AutoTVM log.")
 @click.option("--logs", help="The folder of tuning logs [default: tuning_logs here, if any].")
 @click.option(
@@ -90,6 +99,7 @@ def compile(json_mode: bool, quiet: bool, targets: tuple[str, ...], **asked: Any
       mlc compile resnet18.onnx --target x86-64-v2 --target x86-64-v4 --target rpi4
       mlc compile bert.onnx --shape batch=1 --shape seq=128 --target x86-64-v3 -o bert.mlc
       mlc compile model.onnx --shape batch=1,4,16
+      mlc compile bert.onnx --dynamic
       mlc compile model.onnx --json | jq .manifest.verification.passed
 
     With several sizes (at most 32 combinations) one artifact holds a bucket for each, and a run takes
@@ -150,6 +160,14 @@ def _show_bundle(report: Any, asked_to_verify: bool) -> None:
         _show(variant, variant.manifest["target"]["name"], asked_to_verify)
 
 
+def _open(manifest: dict[str, Any]) -> str:
+    """Return the open dimensions with their bounds, and the sizes that were compared."""
+    names = [f"{d['name']} ({d['least']} to {d['most']})" for d in manifest["dynamic"]]
+    checked = (manifest["verification"] or {}).get("sizes", [])
+    at = "; ".join(", ".join(f"{k}={v}" for k, v in sizes.items()) for sizes in checked)
+    return ", ".join(names) + (f"; compared at {at}" if at else "")
+
+
 def _show(report: Any, heading: str, asked_to_verify: bool) -> None:
     from rich.markup import escape
 
@@ -167,7 +185,7 @@ def _show(report: Any, heading: str, asked_to_verify: bool) -> None:
     lines = [
         f"[bold]{escape(printable(heading))}[/bold]  {size(report.bytes)}, {manifest['target']['tvm']}",
         *_kernels(manifest),
-        tuned,
+        f"  open       {escape(printable(_open(manifest)))}" if "dynamic" in manifest else tuned,
     ]
     if check is None:
         why = "this machine cannot run it" if asked_to_verify else "--no-verify"

@@ -61,6 +61,15 @@ def device(
     )  # fmt: skip
 
 
+def sizes() -> Decorator:
+    """Return the option `-s` of verbs that run an artifact."""
+    return click.option(
+        "-s", "--shape", "shapes", multiple=True, metavar="DIM=1",
+        help="Of an artifact for several shapes, or with open dimensions (`mlc compile --dynamic`), the size. "
+        "Repeatable.",
+    )  # fmt: skip
+
+
 def shapes(
     text: str = "Fix an input's shape, or a named dimension wherever it occurs. Repeatable.",
 ) -> Decorator:

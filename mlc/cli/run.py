@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlc.cli.options import device
+from mlc.cli.options import device, sizes
 from mlc.options import RunOptions
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ DEFAULTS = {field.name: field.default for field in fields(RunOptions)}
 @click.option("--threads", type=click.IntRange(1), help="Size of the thread pool.")
 @click.option("--allow-nan", is_flag=True, help="Accept NaN and infinity in inputs.")
 @device()
+@sizes()
 @click.option("--json", "json_mode", is_flag=True, help="Summary as JSON.")
 def run(json_mode: bool, **asked: Any) -> None:
     """Run an ARTIFACT once, and save its outputs or show a summary of them.

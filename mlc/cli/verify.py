@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mlc.cli.options import device
+from mlc.cli.options import device, sizes
 from mlc.options import VerifyOptions
 
 DEFAULTS = {field.name: field.default for field in fields(VerifyOptions)}
@@ -43,6 +43,7 @@ DEFAULTS = {field.name: field.default for field in fields(VerifyOptions)}
     "-t", "--target", help="Of an artifact for several targets, the one to run or to emulate."
 )
 @device()
+@sizes()
 @click.option("--json", "json_mode", is_flag=True, help="Result as JSON.")
 def verify(json_mode: bool, **asked: Any) -> None:
     """Compare an ARTIFACT with ONNX Runtime on the ONNX MODEL it was compiled from.

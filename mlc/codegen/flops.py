@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from mlc.codegen.open_kernel import is_open
+
 
 def count(function: Any) -> int:
-    """Return the arithmetic operations of one call of a primitive function.
+    """Return the arithmetic operations of one call of a primitive function; 0 where sizes are open.
 
     A multiply-add counts as two; an element-wise operator as one per output element.
     """
     from tvm import ir, relay
+
+    if is_open(function):
+        return 0
 
     calls: list[Any] = []
 

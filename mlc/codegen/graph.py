@@ -4,25 +4,30 @@ TVM's own graph code generator lowers every kernel itself, one by one, in one pr
 graph apart from the kernels lets these be compiled in parallel and kept in a cache.
 
 Format: `graph_executor.h` of TVM 0.19 (nodes, arg_nodes, node_row_ptr, heads, attrs). Kernels that
-only reshape become `__nop` and share their input's buffer. Buffers are reused as soon as their last
-reader ran (best fit, in the manner of TVM's GraphPlanMemory).
+only reshape become `__nop` and share their input's buffer (see `storage`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc.errors import BuildError
+from mlc.codegen import open_kernel
+from mlc.codegen.storage import assign
+from mlc.errors import BuildError, ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlc.sizes import Size
 
 RESHAPES = frozenset(
     {"reshape", "expand_dims", "squeeze", "nn.batch_flatten", "contrib_reverse_reshape",
-     "reshape_like"}
+     "reshape_like", "mlc.reshape"}
 )  # fmt: skip
 
 
@@ -57,55 +62,74 @@ class _Tensor:
 
     node: int
     index: int
-    shape: tuple[int, ...]
+    shape: tuple[Size, ...]
     dtype: str
 
 
-def plan(main: Any, symbol: Any) -> Plan:
+def plan(main: Any, symbol: Any, as_size: Callable[[Any], Size] = int) -> Plan:
     """Return the plan of a fused, typed `main`; `symbol(function)` names a kernel's code.
+
+    Where sizes stay open, `as_size` makes plain data of them (`mlc.sizes`); buffers are planned when the
+    sizes are known (`runtime.open_graph`), and a weight's storage is its position here.
 
     Raises:
         BuildError: `main` has what a graph executor cannot run (control flow, unknown shapes).
     """
-    return _Planner(symbol).plan(main)
+    return _Planner(symbol, as_size).plan(main)
 
 
 class _Planner:
-    def __init__(self, symbol: Any):
+    def __init__(self, symbol: Any, as_size: Callable[[Any], Size]):
         self.symbol = symbol
+        self.as_size = as_size
         self.nodes: list[dict[str, Any]] = []
         self.entries: list[_Tensor] = []  # in node order: what node_row_ptr counts
         self.first_row: list[int] = []  # by node
         self.values: dict[int, list[_Tensor]] = {}
         self.kernels: dict[str, Any] = {}
         self.calls: dict[str, int] = {}
+        self.inner: dict[str, list[Size]] = {}  # shapes inside kernels with open sizes
+        self.witnesses: dict[Any, _Tensor] = {}  # by the name of the open dimension
         self.constants: dict[str, tuple[int, np.ndarray[Any, Any]]] = {}
 
     def plan(self, main: Any) -> Plan:
         from tvm import relay
 
-        inputs = [self._leaf(param, f"input{k}") for k, param in enumerate(main.params)]
+        inputs = [self._leaf(p, self._input(k, p)) for k, p in enumerate(main.params)]
         order: list[Any] = []
         relay.analysis.post_order_visit(main.body, order.append)
         kernels_inside = _inside_kernels(order)
         for expr in order:
             if _key(expr) not in kernels_inside and _key(expr) not in self.values:
                 self._visit(expr)
-        heads = self.values[_key(main.body)]
-        storage, sizes = self._assign_storage(heads)
-        graph = self._graph(heads, storage)
-        weights = tuple(
-            Weight(name=self.nodes[node]["name"], storage=storage[self._row(node)], array=array)
-            for node, array in self.constants.values()
-        )
+        graph = self._graph(self.values[_key(main.body)])
+        constants = self.constants.values()
+        if self.as_size is not int:  # buffers are shared when the sizes are known
+            graph["inner"] = [self.inner[key] for key in sorted(self.inner)]
+            numbered = enumerate(constants)
+            weights = [self._weight(node, k, array) for k, (node, array) in numbered]
+            return Plan(
+                graph=graph, kernels=self.kernels, calls=self.calls, weights=tuple(weights),
+                buffer_bytes=0,
+            )  # fmt: skip
+        sizes = assign(graph)
+        storage = graph["attrs"]["storage_id"][1]
+        weights = [self._weight(node, storage[self._row(node)], array) for node, array in constants]
         fixed = {storage[self._row(t.node)] for t in inputs} | {w.storage for w in weights}
         return Plan(
             graph=graph,
             kernels=self.kernels,
             calls=self.calls,
-            weights=weights,
+            weights=tuple(weights),
             buffer_bytes=sum(size for k, size in enumerate(sizes) if k not in fixed),
         )
+
+    def _input(self, position: int, param: Any) -> str:
+        name = str(param.name_hint)
+        return name if self.as_size is not int and name.startswith("size") else f"input{position}"
+
+    def _weight(self, node: int, storage: int, array: np.ndarray[Any, Any]) -> Weight:
+        return Weight(name=self.nodes[node]["name"], storage=storage, array=array)
 
     def _visit(self, expr: Any) -> None:
         from tvm import ir, relay
@@ -129,6 +153,29 @@ class _Planner:
         self.values[_key(expr)] = tensors
         return tensors[0]
 
+    def _note_inner(self, function: Any) -> None:
+        """Remember the open shapes inside a kernel: their elements are counted as well."""
+        from tvm import relay
+
+        def visit(expr: Any) -> None:
+            if isinstance(expr, relay.Call):
+                shapes = [self._static(kind)[0] for kind in _types(expr.checked_type)]
+                self.inner.update({json.dumps(shape): list(shape) for shape in shapes})
+
+        relay.analysis.post_order_visit(function.body, visit)
+
+    def _witness(self, variable: Any) -> _Tensor:
+        """Return the vector as long as an open dimension, which nobody reads or writes."""
+        size = self.as_size(variable)
+        if size not in self.witnesses:
+            name = f"witness{len(self.witnesses)}"
+            self.nodes.append({"op": "null", "name": name, "inputs": []})
+            self.first_row.append(len(self.entries))
+            tensor = _Tensor(len(self.nodes) - 1, 0, (size,), open_kernel.WITNESS)
+            self.entries.append(tensor)
+            self.witnesses[size] = tensor
+        return self.witnesses[size]
+
     def _constant(self, expr: Any) -> None:
         array = expr.data.numpy()
         digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
@@ -147,8 +194,13 @@ class _Planner:
         if self._only_reshapes(call.op, arguments):
             name = "__nop"
         else:
-            name = self.symbol(call.op)
-            self.kernels.setdefault(name, call.op)
+            function = call.op
+            if open_kernel.is_open(function):
+                self._note_inner(function)
+                function, witnesses = open_kernel.bound(function)
+                arguments += [self._witness(variable) for variable in witnesses]
+            name = self.symbol(function)
+            self.kernels.setdefault(name, function)
             self.calls[name] = self.calls.get(name, 0) + 1
         self.nodes.append(
             {
@@ -182,61 +234,24 @@ class _Planner:
         return isinstance(body, relay.Var)
 
     def _results(self, node: int, kind: Any) -> list[_Tensor]:
-        tensors = [_Tensor(node, k, *_static(t)) for k, t in enumerate(_types(kind))]
+        tensors = [_Tensor(node, k, *self._static(t)) for k, t in enumerate(_types(kind))]
         self.first_row.append(len(self.entries))
         self.entries.extend(tensors)
         return tensors
 
+    def _static(self, kind: Any) -> tuple[tuple[Size, ...], str]:
+        try:
+            return tuple(self.as_size(size) for size in kind.shape), str(kind.dtype)
+        except (TypeError, ModelError) as error:
+            raise BuildError(
+                "the model has a result whose shape depends on the input's values",
+                "fix its dimensions with --shape",
+            ) from error
+
     def _row(self, node: int, index: int = 0) -> int:
         return self.first_row[node] + index
 
-    def _assign_storage(self, heads: list[_Tensor]) -> tuple[list[int], list[int]]:
-        """Return the buffer of every entry and the size of every buffer in bytes."""
-        storage = [-1] * len(self.entries)
-        sizes: list[int] = []
-        free: list[int] = []
-        root = self._roots()
-        readers = self._readers(root, heads)
-        for position, node in enumerate(self.nodes):
-            leaf = node["op"] == "null"
-            rows = [row for row in self._rows_of(position) if root[row] == row]
-            for row in rows:
-                # Inputs and weights never give their buffers away, nor take another's.
-                need = nbytes(self.entries[row].shape, self.entries[row].dtype)
-                storage[row] = allocate(need, sizes, [] if leaf else free)
-            for source, index, _ in node["inputs"]:
-                owner = root[self._row(source, index)]
-                readers[owner] -= 1
-                if readers[owner] == 0 and self.nodes[self.entries[owner].node]["op"] != "null":
-                    free.append(storage[owner])
-            free.extend(storage[row] for row in rows if not leaf and readers[row] == 0)
-        shared = [storage[root[row]] for row in range(len(storage))]
-        return shared, sizes
-
-    def _readers(self, root: list[int], heads: list[_Tensor]) -> list[int]:
-        """Return how often each owned entry is read; results of the model never run out."""
-        readers = [0] * len(self.entries)
-        for node in self.nodes:
-            for source, index, _ in node["inputs"]:
-                readers[root[self._row(source, index)]] += 1
-        for head in heads:
-            readers[root[self._row(head.node, head.index)]] += 1 << 30
-        return readers
-
-    def _rows_of(self, node: int) -> range:
-        end = self.first_row[node + 1] if node + 1 < len(self.nodes) else len(self.entries)
-        return range(self.first_row[node], end)
-
-    def _roots(self) -> list[int]:
-        """Return for each entry the entry whose buffer it shares (itself, but for `__nop`)."""
-        root = list(range(len(self.entries)))
-        for position, node in enumerate(self.nodes):
-            if node.get("attrs", {}).get("func_name") == "__nop":
-                source, index, _ = node["inputs"][0]
-                root[self._row(position)] = root[self._row(source, index)]
-        return root
-
-    def _graph(self, heads: list[_Tensor], storage: list[int]) -> dict[str, Any]:
+    def _graph(self, heads: list[_Tensor]) -> dict[str, Any]:
         pointers = [self._row(node) for node in range(len(self.nodes))] + [len(self.entries)]
         return {
             "nodes": self.nodes,
@@ -245,7 +260,7 @@ class _Planner:
             "attrs": {
                 "dltype": ["list_str", [t.dtype for t in self.entries]],
                 "device_index": ["list_int", [1] * len(self.entries)],
-                "storage_id": ["list_int", storage],
+                "storage_id": ["list_int", [-1] * len(self.entries)],
                 "shape": ["list_shape", [list(t.shape) for t in self.entries]],
             },
             "node_row_ptr": pointers,
@@ -257,30 +272,6 @@ def to_json(graph: dict[str, Any]) -> bytes:
     return json.dumps(graph, separators=(",", ":")).encode()
 
 
-def allocate(size: int, sizes: list[int], free: list[int]) -> int:
-    """Return the buffer for so many bytes: the best fit of the free ones, else grown, else new.
-
-    `sizes` holds the bytes of every buffer; it and `free` are updated.
-    """
-    fits = [k for k in free if sizes[k] >= size]
-    near = [k for k in free if sizes[k] * 4 >= size]
-    if fits:
-        chosen = min(fits, key=lambda k: sizes[k])
-    elif near:
-        chosen = max(near, key=lambda k: sizes[k])
-        sizes[chosen] = size
-    else:
-        sizes.append(size)
-        return len(sizes) - 1
-    free.remove(chosen)
-    return chosen
-
-
-def nbytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Return the bytes that a tensor takes in memory."""
-    return max(1, math.prod(shape)) * np.dtype(dtype).itemsize
-
-
 def _key(expr: Any) -> int:
     return int(expr.handle.value)
 
@@ -289,16 +280,6 @@ def _types(kind: Any) -> list[Any]:
     if hasattr(kind, "fields"):
         return [inner for entry in kind.fields for inner in _types(entry)]
     return [kind]
-
-
-def _static(kind: Any) -> tuple[tuple[int, ...], str]:
-    try:
-        return tuple(int(size) for size in kind.shape), str(kind.dtype)
-    except TypeError:
-        raise BuildError(
-            "the model has a result whose shape depends on the input's values",
-            "fix its dimensions with --shape; dynamic shapes are not supported yet",
-        ) from None
 
 
 def _inside_kernels(order: list[Any]) -> set[int]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlc import tvm_env
 from mlc.cache import Cache, key_of, source_digest
-from mlc.codegen import flops
+from mlc.codegen import flops, open_kernel
 from mlc.errors import BuildError
 from mlc.events import OnEvent, Progress
 from mlc.gpu import ptxas
@@ -88,7 +88,7 @@ class Namer:
         text = function.astext(show_meta_data=False)
         key = key_of(
             text,
-            ir.structural_hash(function),
+            ir.structural_hash(function, map_free_vars=open_kernel.is_open(function)),
             str(self.settings.target),
             str(self.settings.gpu),
             self.settings.level,
@@ -162,6 +162,7 @@ def pass_context(level: int, instruments: Sequence[Any] = ()) -> Any:
     """Return TVM's pass context for kernels of a level: at -O0 loops are not vectorised."""
     from tvm.ir.transform import PassContext
 
+    from mlc.schedules.compact import compact
     from mlc.schedules.serial import serialize_short_loops
     from mlc.schedules.shuffles import shuffle_loads
     from mlc.schedules.stack import keep_on_stack
@@ -169,6 +170,7 @@ def pass_context(level: int, instruments: Sequence[Any] = ()) -> Any:
 
     # After TVM's phase 1, after vectors are made, after the last phase.
     passes = [
+        [1, compact()],
         [1, version_loops()],
         [1, serialize_short_loops()],
         [2, shuffle_loads()],
@@ -327,6 +329,12 @@ def _code_key(job: Job, workloads: list[str], settings: Settings) -> str:
 
 def failed(job: Job, error: Exception) -> BuildError:
     """Return the error that names a kernel which TVM failed on."""
+    if open_kernel.is_open(job.function):
+        return BuildError(
+            f"kernel {job.symbol} ({', '.join(operators(job.function))}) has no schedule for open sizes",
+            "fix them with `--shape DIM=N`; `--dynamic NAME` keeps only some open",
+            detail=str(error),
+        )
     return BuildError(
         f"kernel {job.symbol} cannot be compiled: {tvm_env.reason(error)}",
         "try `-O1`; `mlc inspect MODEL --dump-ir DIR` writes what is compiled",

@@ -13,7 +13,7 @@ import numpy as np
 from mlc.artifact import GRAPH, PROGRAMS
 from mlc.buckets import view
 from mlc.bundle import load
-from mlc.codegen.graph import nbytes
+from mlc.codegen.storage import nbytes
 from mlc.emulate.ptx_machine import launch
 from mlc.emulate.ptx_memory import Memory
 from mlc.emulate.ptx_text import entries

@@ -24,11 +24,13 @@ from mlc.model import Model, Signature, Source, TensorSpec
 from mlc.passes.fold import fold_local
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mlc.frontend.onnx_file import OnnxFile
 
 
 @dataclass(frozen=True)
-class _Value:
+class Value:
     """A value of the graph: `expr` in full, `stub` a typed variable (or the same constant)."""
 
     expr: Any
@@ -44,11 +46,11 @@ def convert(file: OnnxFile) -> Model:
     """
     tvm_env.tvm()
     require_supported(file.proto)
-    return _Converter(file).model()
+    return Converter(file).model()
 
 
 def input_specs(file: OnnxFile) -> list[TensorSpec]:
-    """Return the inputs of a file whose shapes are fixed.
+    """Return the inputs of a file; sizes that stay open (`shapes.keep`) are the dimensions' names.
 
     Raises:
         ModelError: one has an element type that no kernel can hold.
@@ -56,7 +58,7 @@ def input_specs(file: OnnxFile) -> list[TensorSpec]:
     return [
         TensorSpec(
             name=info.name,
-            shape=tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim),
+            shape=tuple(d.dim_param or d.dim_value for d in info.type.tensor_type.shape.dim),
             dtype=_dtype(info.type.tensor_type.elem_type),
         )
         for info in file.proto.graph.input
@@ -64,31 +66,28 @@ def input_specs(file: OnnxFile) -> list[TensorSpec]:
     ]
 
 
-class _Converter:
+class Converter:
+    """Converts a graph, one node at a time; `OpenConverter` does with sizes that stay open."""
+
     def __init__(self, file: OnnxFile):
         self.file = file
         self.graph = file.proto.graph
         self.opset = file.opset
         _fold_with_numpy()
-        self.values: dict[str, _Value] = {}
+        self.values: dict[str, Value] = {}
         self.inputs: list[TensorSpec] = []
         self.variables: list[Any] = []
 
     def model(self) -> Model:
+        """Return the model."""
         from tvm import IRModule, relay
 
         self._add_inputs()
         self._add_constants()
-        for position, node in enumerate(self.graph.node):
-            try:
-                self._add_node(node)
-            except MlcError as error:
-                raise _located(self._label(node, position), error.message) from error
-            except Exception as error:
-                raise _located(self._label(node, position), tvm_env.reason(error)) from error
+        self._add_nodes()
         results = [self._output(info) for info in self.graph.output]
         body = results[0] if len(results) == 1 else relay.Tuple(results)
-        module = IRModule.from_expr(relay.Function(self.variables, body))
+        module = IRModule.from_expr(relay.Function(self._parameters(body), body))
         module = relay.transform.InferType()(module)
         outputs = self._outputs(module["main"].ret_type)
         source = Source(
@@ -101,18 +100,35 @@ class _Converter:
         signature = Signature(inputs=tuple(self.inputs), outputs=outputs)
         return Model(module=module, signature=signature, source=source)
 
+    def _parameters(self, _body: Any) -> list[Any]:
+        return self.variables
+
+    def _add_nodes(self) -> None:
+        for position, node in enumerate(self.graph.node):
+            try:
+                self._add_node(node)
+            except MlcError as error:
+                raise _located(self._label(node, position), error.message) from error
+            except Exception as error:
+                raise _located(self._label(node, position), tvm_env.reason(error)) from error
+
+    def _sizes(self, shape: Sequence[int | str]) -> Any:
+        """Return an input's shape for Relay."""
+        return shape
+
     def _add_inputs(self) -> None:
         from tvm import relay
 
         for spec in input_specs(self.file):
+            shape = self._sizes(spec.shape)
             held = "uint16" if spec.dtype == "bfloat16" else spec.dtype
-            variable = relay.var(f"input{len(self.inputs)}", shape=spec.shape, dtype=held)
+            variable = relay.var(f"input{len(self.inputs)}", shape=shape, dtype=held)
             self.inputs.append(spec)
             self.variables.append(variable)
-            self.values[spec.name] = _Value(variable, variable)
+            self.values[spec.name] = Value(variable, variable)
             if spec.dtype == "bfloat16":
-                stub = relay.var("x", shape=spec.shape, dtype="float32")
-                self.values[spec.name] = _Value(widen(variable), stub)
+                stub = relay.var("x", shape=shape, dtype="float32")
+                self.values[spec.name] = Value(widen(variable), stub)
 
     def _add_constants(self) -> None:
         for name, array in self.file.weights.items():
@@ -130,7 +146,7 @@ class _Converter:
         if array.dtype.name not in DTYPES:
             raise ModelError(f"tensor {name!r} has the element type {array.dtype.name}")
         constant = relay.Constant(nd.array(np.ascontiguousarray(array).reshape(array.shape)))
-        self.values[name] = _Value(constant, constant)
+        self.values[name] = Value(constant, constant)
 
     def _add_node(self, node: Any) -> None:
         from tvm import relay
@@ -148,9 +164,9 @@ class _Converter:
             part = typed.fields[position] if many else typed
             expr = _empty(part) or (_field(full, position) if many else full)
             if isinstance(expr, relay.Constant):
-                self.values[name] = _Value(expr, expr)
+                self.values[name] = Value(expr, expr)
             else:
-                self.values[name] = _Value(expr, relay.var("x", part))
+                self.values[name] = Value(expr, relay.var("x", part))
 
     def _convert(self, node: Any, inputs: list[Any]) -> Any:
         """Return one expression, or a relay.Tuple when the converter has several outputs."""
@@ -189,16 +205,19 @@ class _Converter:
         specs = []
         for info, tensor in zip(self.graph.output, kinds, strict=True):
             try:
-                shape = tuple(int(size) for size in tensor.shape)
-            except TypeError:
+                shape = self._output_shape(tensor)
+            except (TypeError, ModelError):
                 raise ModelError(
                     f"the shape of output {info.name!r} depends on the input's values",
-                    "models with such outputs need dynamic shapes, which are not supported yet",
+                    "models with such outputs are not supported",
                 ) from None
             halved = info.type.tensor_type.elem_type == BFLOAT16
             dtype = "bfloat16" if halved else str(tensor.dtype)
             specs.append(TensorSpec(name=info.name, shape=shape, dtype=dtype))
         return tuple(specs)
+
+    def _output_shape(self, tensor: Any) -> tuple[Any, ...]:
+        return tuple(int(size) for size in tensor.shape)
 
     def _label(self, node: Any, position: int) -> str:
         domain = node.domain or "ai.onnx"

@@ -30,6 +30,7 @@ _EXAMPLES = (  # what a pasted suggestion says, by what the dimension's name rem
     (re.compile(r"height|width|^[hw]$|image|size", re.IGNORECASE), 224),
     (re.compile(r"seq|length|len|tokens?|^[ts]$", re.IGNORECASE), 128),
 )
+EVERY = "*"  # of `--dynamic`: all open dimensions
 _T = TypeVar("_T")
 _MAX_DIGITS = 9  # of a size: far beyond what a tensor can have, and within 32 bits
 
@@ -132,15 +133,20 @@ def _size(text: str, least: int) -> int:
     return int(text)
 
 
-def fix(file: OnnxFile, request: ShapeRequest, on_event: OnEvent) -> OnnxFile:
+def fix(
+    file: OnnxFile, request: ShapeRequest, on_event: OnEvent, keep: Sequence[str] = ()
+) -> OnnxFile:
     """Return the file with every dimension of every input fixed, and stale shapes removed.
+
+    The open dimensions that `keep` names (`EVERY`: all) stay; see `open_names`.
 
     Raises:
         UsageError: `request` names an input or dimension that the model does not have.
         ModelError: a dimension cannot be guessed (the hint holds the option to paste), or a
             requested shape contradicts the model.
     """
-    fixed, unknown = fix_known(file, request, on_event)
+    named = _named(file) if keep else file
+    fixed, unknown = fix_known(named, request, on_event, _kept(named, request, keep))
     if unknown:
         raise ModelError(
             "the model leaves sizes open that cannot be guessed",
@@ -149,10 +155,59 @@ def fix(file: OnnxFile, request: ShapeRequest, on_event: OnEvent) -> OnnxFile:
     return fixed
 
 
+def _named(file: OnnxFile) -> OnnxFile:
+    """Return the file with a name for every open dimension of its inputs."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(file.proto)
+    for info in proto.graph.input:
+        for position, dim in enumerate(info.type.tensor_type.shape.dim):
+            if dim.dim_value <= 0 and not dim.dim_param:
+                dim.dim_param = f"{info.name}.{position}"
+    return replace(file, proto=proto)
+
+
+def _kept(file: OnnxFile, request: ShapeRequest, keep: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the dimensions that stay open.
+
+    Raises:
+        UsageError: there is none, or none of a name that `keep` has, or it is also to be fixed.
+    """
+    fixed = {
+        dim.dim_param
+        for info in file.proto.graph.input
+        if info.name in request.inputs
+        for dim in info.type.tensor_type.shape.dim
+    }
+    names = [n for n in open_names(file) if n not in fixed and n not in request.dims]
+    for name in keep:
+        if name not in (EVERY, *names):
+            raise UsageError(
+                f"--dynamic {name}: the model has no such dimension that is not fixed by --shape",
+                did_you_mean(name, names),
+            )
+    if keep and not names:
+        raise UsageError("--dynamic: the model has no open dimension", "leave --dynamic out")
+    return tuple(names if EVERY in keep else keep)
+
+
+def open_names(file: OnnxFile) -> tuple[str, ...]:
+    """Return the names of the dimensions that are open, each once, in the order of the inputs."""
+    names = [
+        dim.dim_param
+        for info in file.proto.graph.input
+        if info.name not in file.weights
+        for dim in info.type.tensor_type.shape.dim
+        if dim.dim_param
+    ]
+    return tuple(dict.fromkeys(names))
+
+
 def fix_known(
-    file: OnnxFile, request: ShapeRequest, on_event: OnEvent
+    file: OnnxFile, request: ShapeRequest, on_event: OnEvent, kept: Sequence[str] = ()
 ) -> tuple[OnnxFile, tuple[str, ...]]:
     """Return the file with the dimensions fixed that can be, and an example for each that cannot.
+
+    Those named in `kept` stay open.
 
     The examples are values of `--shape`; see `option`. Raises what `fix` raises, but for them.
     """
@@ -172,7 +227,7 @@ def fix_known(
         elif not info.type.tensor_type.HasField("shape"):
             unknown.append(f"{name}:1,3,224,224")
         else:
-            unknown += _fix_dims(info, request.dims, on_event)
+            unknown += _fix_dims(info, request.dims, on_event, kept)
     _forget_inner_shapes(proto)
     return replace(file, proto=proto), tuple(dict.fromkeys(unknown))
 
@@ -215,11 +270,13 @@ def _set_shape(info: Any, shape: tuple[int, ...]) -> None:
         tensor.shape.dim.add().dim_value = size
 
 
-def _fix_dims(info: Any, sizes: dict[str, int], on_event: OnEvent) -> list[str]:
+def _fix_dims(
+    info: Any, sizes: dict[str, int], on_event: OnEvent, kept: Sequence[str]
+) -> list[str]:
     """Fix the open dimensions of one input; return an example for each that stays open."""
     unknown = []
     for position, dim in enumerate(info.type.tensor_type.shape.dim):
-        if dim.dim_value > 0:
+        if dim.dim_value > 0 or (dim.dim_param and dim.dim_param in kept):
             continue
         label = dim.dim_param or f"dimension {position}"
         if dim.dim_param in sizes:

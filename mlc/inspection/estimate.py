@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from mlc.codegen.graph import allocate
+from mlc.codegen.storage import allocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

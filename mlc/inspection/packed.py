@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlc.buckets import is_bucketed, read
 from mlc.errors import ArtifactError
+from mlc.sizes import text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,6 +85,7 @@ def _of_all(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         "opt_level": manifest.get("opt_level"),
         "precision": manifest.get("precision"),
         "verification": manifest.get("verification"),
+        "dynamic": manifest.get("dynamic", []),
         "members": {name: dict(facts) for name, facts in manifest["members"].items()},
     }
 
@@ -124,5 +126,5 @@ def _tensor(spec: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": str(spec["name"]),
         "dtype": str(spec["dtype"]),
-        "shape": [int(size) for size in spec["shape"]],
+        "shape": [size if isinstance(size, int) else text(size) for size in spec["shape"]],
     }

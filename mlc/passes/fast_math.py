@@ -53,5 +53,5 @@ def _normalized(call: Any, value: Any) -> Any:
     if call.op.name == "nn.lrn":
         return lrn.normalized(value, call.attrs) if lrn.takes(call) else None
     last = int(call.attrs.axis) in (-1, len(call.checked_type.shape) - 1)
-    fits = last and rows.takes(call.checked_type)
+    fits = last and rows.takes(call.checked_type, open_width=True)
     return operator.call(rows.SOFTMAX, [value]) if fits else None

@@ -36,22 +36,24 @@ def _end_slices(module: Any) -> Any:
     for an end, and type inference then fails (Inception v1). The test of that name in
     `tests/compiler/test_passes.py` tells when this is no longer needed.
     """
-    from tvm import ir, relay
+    from tvm import ir, relay, tir
 
     from mlc.passes.rewrite import rewrite_main
 
     def on_call(call: Any, args: Sequence[Any]) -> Any:
         if call.op != ir.Op.get("strided_slice") or call.attrs.slice_mode != "size":
             return None
-        shape = [int(size) for size in call.args[0].checked_type.shape]
+        shape = call.args[0].checked_type.shape
         axes = call.attrs.axes
         axes = list(range(len(call.attrs.begin))) if axes is None else [int(a) for a in axes]
-        begins = [int(value) for value in call.attrs.begin]
-        sizes = [int(value) for value in call.attrs.end]
-        ends = [
-            shape[axis] if size == -1 else begin + size
-            for axis, begin, size in zip(axes, begins, sizes, strict=True)
-        ]
-        return relay.strided_slice(args[0], begins, ends, [1] * len(begins), axes)
+        parts = []
+        for axis, begin, size in zip(axes, call.attrs.begin, call.attrs.end, strict=True):
+            if isinstance(shape[axis], tir.IntImm):  # an open axis is taken whole
+                end = int(shape[axis]) if int(size) == -1 else int(begin) + int(size)
+                parts.append((int(begin), end, 1, axis))
+            elif (int(begin), int(size)) != (0, -1):
+                return None
+        begins, ends, steps, axes = map(list, zip(*parts, strict=True))
+        return relay.strided_slice(args[0], begins, ends, steps, axes)
 
     return rewrite_main(module, on_call)

@@ -84,12 +84,19 @@ def _peel(call: Any, name: str) -> tuple[Any, Any]:
     """Return what a call multiplies or adds a vector [n] to, and the vector; (call, None) if it does not."""
     if _name(call) != name:
         return call, None
-    n = call.checked_type.shape[-1:] if len(call.checked_type.shape) > 1 else []
     one, other = call.args
+    if len(call.checked_type.shape) < 2:
+        return call, None
     for rest, vector in ((one, other), (other, one)):
-        if list(vector.checked_type.shape) == list(n) and _name(rest):
+        if _same(vector.checked_type.shape, call.checked_type.shape[-1:]) and _name(rest):
             return rest, vector
     return call, None
+
+
+def _same(one: Any, other: Any) -> bool:
+    from tvm import ir
+
+    return len(one) == len(other) and all(map(ir.structural_equal, one, other))
 
 
 def _epsilon(centred: Any, variance: Any) -> float | None:

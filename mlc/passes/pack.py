@@ -61,10 +61,12 @@ def _columns(call: Any) -> int:
     from tvm.relay.backend import te_compiler
     from tvm.target import Target
 
-    from mlc.schedules import dense
+    from mlc.schedules import dense, open_gemm
 
     target = Target.current()
     data, weight = (te.placeholder(a.checked_type.shape, a.checked_type.dtype) for a in call.args)
+    if open_gemm.takes(data, weight, call.checked_type):
+        return open_gemm.columns(data, weight)
     _, outs = te_compiler.select_implementation(
         relay.op.get("nn.dense"), call.attrs, [data, weight], call.checked_type, target
     )

@@ -39,12 +39,13 @@ def optimize(
     *,
     exact: bool = False,
     without: Sequence[str] = (),
+    is_open: bool = False,
 ) -> Model:
     """Return the model after the passes of `-O<level>`: its operators fused into kernels.
 
     `target` is a `tvm.target.Target`. AutoTVM configs come from the dispatch context that is
     current when this is called (layouts follow them). `exact` leaves out passes that round otherwise,
-    `without` those that it names (see `pipeline`).
+    `without` those that it names, `is_open` those that need all sizes (see `pipeline`).
 
     Raises:
         BuildError: a pass failed; the message names it and those that ran before.
@@ -59,7 +60,7 @@ def optimize(
     with target:
         operators = count_operators(module)
         gpu = "gpu" in target.keys
-        for row in pipeline(level, exact=exact, without=without, gpu=gpu):
+        for row in pipeline(level, exact=exact, without=without, gpu=gpu, is_open=is_open):
             if not row.applies(operators):
                 continue
             started = time.perf_counter()

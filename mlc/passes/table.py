@@ -36,7 +36,8 @@ class Pass:
     A row with `needs` runs only when the module has one of these operators (names, or prefixes
     that end in a dot): on a large graph a pass that finds nothing still costs its type inference.
     A row that is not `exact` computes in another way, with other rounding errors: `--exact` leaves it
-    out. A row `for_cpu` prepares schedules that GPUs do not have, one `for_gpu` replaces what has none there.
+    out. A row `for_cpu` prepares schedules that GPUs do not have, one `for_gpu` replaces what has none
+    there; one that `needs_sizes` is left out where dimensions stay open.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Pass:
     exact: bool = True
     for_cpu: bool = False
     for_gpu: bool = False
+    needs_sizes: bool = False
 
     def applies(self, operators: Iterable[str]) -> bool:
         """Return whether the row has something to do in a module with these operators."""
@@ -115,7 +117,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="flatten-atrous-conv", stage="relay", level=2, needs=("nn.batch_to_space_nd",), run=_relay("FlattenAtrousConv"),
          help="space-to-batch, conv, batch-to-space become one dilated convolution"),
     Pass(name="attention", stage="relay", level=3, needs=("nn.softmax",), exact=False,
-         run=take_attention, for_cpu=True,
+         run=take_attention, for_cpu=True, needs_sizes=True,
          help="softmax(Q K^T) V of a block of queries at a time, scores in cache (not with --exact)"),
     Pass(name="fast-math", stage="relay", level=3, needs=(*FAST, "mlc.recurrent"), exact=False, run=take_fast_math,
          for_cpu=True,
@@ -123,9 +125,9 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="narrow-products", stage="relay", level=3, needs=("nn.conv2d", "nn.dense"), run=take_narrow,
          for_cpu=True, help="on Arm: quantised convolutions and dense layers of 8-bit operands"),
     Pass(name="winograd", stage="relay", level=3, needs=("nn.conv2d",), exact=False, run=take_winograd,
-         for_cpu=True,
+         for_cpu=True, needs_sizes=True,
          help="3x3 convolutions with fewer multiplications, where that is faster (not with --exact)"),
-    Pass(name="alter-layout", stage="relay", level=3, run=alter_layout, for_cpu=True,
+    Pass(name="alter-layout", stage="relay", level=3, run=alter_layout, for_cpu=True, needs_sizes=True,
          help="convolutions to blocked NCHWc"),
     Pass(name="pack-dense-weights", stage="relay", level=3, needs=("nn.dense",), run=pack_dense,
          for_cpu=True,
@@ -165,11 +167,18 @@ PASSES: tuple[Pass, ...] = (
 
 
 def pipeline(
-    level: int, *, exact: bool = False, without: Sequence[str] = (), gpu: bool = False
+    level: int,
+    *,
+    exact: bool = False,
+    without: Sequence[str] = (),
+    gpu: bool = False,
+    is_open: bool = False,
 ) -> tuple[Pass, ...]:
     """Return the graph passes of `-O<level>`, in the order they run.
 
-    With `exact` only those that are; with `gpu` those for GPUs alone, else those for CPUs alone. `without` leaves rows out by name; in the place of fusion comes what `-O0` does.
+    With `exact` only those that are; with `gpu` those for GPUs alone, else those for CPUs alone; with
+    `is_open` only those that do not need all sizes. `without` leaves rows out by name; in the place
+    of fusion comes what `-O0` does.
 
     Raises:
         UsageError: `without` names no pass that can be left out.
@@ -182,6 +191,6 @@ def pipeline(
     rows = [p for p in PASSES if p.stage == "relay" and p.level <= level and p.name != other]
     rows = [p for p in rows if p.exact or not exact]
     rows = [p for p in rows if not (p.for_cpu if gpu else p.for_gpu)]
-    rows = [p for p in rows if p.name not in without]
+    rows = [p for p in rows if p.name not in without and not (is_open and p.needs_sizes)]
     assert rows[-1].name in (FUSED, UNFUSED)
     return tuple(rows)

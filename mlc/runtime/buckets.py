@@ -13,6 +13,7 @@ from mlc import buckets
 from mlc.bundle import load, read_manifest
 from mlc.errors import RunError, UsageError
 from mlc.runtime.closing import Closing
+from mlc.runtime.open_session import DynamicSession, fixed
 from mlc.runtime.session import Session, check_names, in_order, load_library
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mlc.runtime.cuda import CudaSession
 
     OneSession: TypeAlias = Session | EmulatedSession | SimulatedSession | CudaSession
+    AnySession: TypeAlias = "OneSession | BucketSession | DynamicSession"
 
 Array = np.ndarray[Any, Any]
 
@@ -169,13 +171,15 @@ class BucketSession(Closing):
 
 def open(  # noqa: A001 - mlc.open
     path: str | Path, *, threads: int | None = None, target: str | None = None
-) -> Session | BucketSession:
-    """Open an artifact for running, with buckets or without; see `runtime.session.open`.
+) -> Session | BucketSession | DynamicSession:
+    """Open an artifact for running: of one shape, several, or open ones; see `runtime.session.open`.
 
     Raises:
         ArtifactError: it is damaged, of a newer format, or for another machine.
     """
     artifact = load(Path(path), target=target)
+    if "dynamic" in artifact.manifest:
+        return DynamicSession(artifact, threads)
     if not buckets.is_bucketed(artifact.manifest):
         return Session(artifact, threads)
     return BucketSession(artifact.path, artifact.manifest, _opener(artifact, threads))
@@ -198,25 +202,36 @@ def over(
 def open_one(
     path: str | Path, options: Sequence[str], *, threads: int | None = None, on_gpu: bool = False
 ) -> Session | CudaSession:
-    """Open one bucket of an artifact: the first whose sizes are those of `--shape` options.
+    """Open an artifact at one shape: what `--shape` options say, else its only one or its first.
 
     Raises:
-        UsageError: there is no such bucket, or the artifact has none.
+        UsageError: there is no such bucket, or nothing to choose.
+        RunError: a dimension is open, and no size was given.
         ArtifactError: as for `open`.
         MissingToolError: there is no GPU.
     """
     if on_gpu:
         from mlc.runtime.cuda import CudaSession
 
-        position = _chosen(Path(path), read_manifest(Path(path)), options)
+        position = _position(Path(path), read_manifest(Path(path)), options)
         return CudaSession(Path(path), bucket=position)
     artifact = load(Path(path))
-    position = _chosen(artifact.path, artifact.manifest, options)
+    if "dynamic" in artifact.manifest:
+        return fixed(DynamicSession(artifact, threads), options)
+    position = _position(artifact.path, artifact.manifest, options)
     return Session(buckets.view(artifact, position), threads)
 
 
-def _chosen(path: Path, manifest: Mapping[str, Any], options: Sequence[str]) -> int:
-    """Return the position of the first bucket whose sizes are those of `--shape` options."""
+def choose(session: BucketSession, options: Sequence[str]) -> int:
+    """Return the position of the first bucket whose sizes are those of `--shape` options.
+
+    Raises:
+        UsageError: there is none.
+    """
+    return _position(session.path, session.manifest, options)
+
+
+def _position(path: Path, manifest: Mapping[str, Any], options: Sequence[str]) -> int:
     from mlc.frontend import shapes as requests
 
     request = requests.parse(options)

@@ -12,7 +12,7 @@ import numpy as np
 from mlc import bundle
 from mlc.artifact import GRAPH, PROGRAMS
 from mlc.buckets import view
-from mlc.codegen.graph import nbytes
+from mlc.codegen.storage import nbytes
 from mlc.errors import ArtifactError
 from mlc.gpu.device import Program, architecture, read
 from mlc.model import specs

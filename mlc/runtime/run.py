@@ -13,8 +13,9 @@ import numpy as np
 from mlc.errors import RunError, UsageError
 from mlc.events import Notice, OnEvent
 from mlc.runtime import inputs as sources
-from mlc.runtime.buckets import BucketSession, over
+from mlc.runtime.buckets import BucketSession, choose, over
 from mlc.runtime.buckets import open as open_session
+from mlc.runtime.open_session import DynamicSession, fixed
 from mlc.runtime.session import check_inputs, check_names
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from mlc.model import TensorSpec
     from mlc.options import RunOptions
-    from mlc.runtime.buckets import OneSession
+    from mlc.runtime.buckets import AnySession, OneSession
 
 Array = np.ndarray[Any, Any]
 
@@ -37,9 +38,10 @@ def run(options: RunOptions, on_event: OnEvent) -> dict[str, Array]:
     """
     if options.output and not options.output.endswith(".npz"):
         raise UsageError(f"outputs are saved as .npz, not {options.output!r}")
-    with _opened(options) as session:
-        arrays = sources.read(options.inputs, session.inputs)
-        check_names(session.inputs, arrays)
+    with _opened(options) as opened:
+        arrays = sources.read(options.inputs, opened.inputs)
+        check_names(opened.inputs, arrays)
+        session = _chosen(opened, options, arrays)
         inputs, bounds = _wanted(session, arrays)
         missing = [spec for spec in inputs if spec.name not in arrays]
         if missing and not options.random:
@@ -65,7 +67,18 @@ def run(options: RunOptions, on_event: OnEvent) -> dict[str, Array]:
     return outputs
 
 
-def _opened(options: RunOptions) -> OneSession | BucketSession:
+def _chosen(
+    opened: AnySession, options: RunOptions, arrays: Mapping[str, Array]
+) -> OneSession | BucketSession:
+    """Return the session of the sizes that `--shape` and the inputs ask for."""
+    if isinstance(opened, BucketSession):
+        return opened.bucket(choose(opened, options.shapes)) if options.shapes else opened
+    if isinstance(opened, DynamicSession) or options.shapes:
+        return fixed(opened, options.shapes, arrays)
+    return opened
+
+
+def _opened(options: RunOptions) -> AnySession:
     path = Path(options.artifact)
     if options.device == "cuda":
         from mlc.runtime.cuda import CudaSession

@@ -41,7 +41,8 @@ class Session(Closing):
         signature = artifact.manifest["signature"]
         self.inputs, self.outputs = specs(signature["inputs"]), specs(signature["outputs"])
         self._artifact: Artifact | None = artifact
-        set_threads(threads)
+        if library is None:
+            set_threads(threads)
         self._executor: Module | None = executor(artifact, "tvm.graph_executor.create", library)
         self._run: Function | None = self._executor["run"]
         get_input, get_output = self._executor["get_input"], self._executor["get_output"]
@@ -109,7 +110,7 @@ class Session(Closing):
 def open(  # noqa: A001 - mlc.open
     path: str | Path, *, threads: int | None = None, target: str | None = None
 ) -> Session:
-    """Open an artifact for running.
+    """Open an artifact of fixed shapes for running.
 
     Format, target, CPU features and the hash of every member are checked before any of its code
     is loaded. Weights are mapped, not read. Of an artifact for several targets the variant is opened
@@ -121,11 +122,11 @@ def open(  # noqa: A001 - mlc.open
         target: names the variant to open, where there are several.
 
     Raises:
-        ArtifactError: it is damaged, of a newer format, for another machine, or has several buckets
-            (`mlc.open` and `runtime.buckets.open` take those, too).
+        ArtifactError: it is damaged, of a newer format, for another machine, or for several or
+            open shapes (`mlc.open` and `runtime.buckets.open` take those, too).
     """
     artifact = load(Path(path), target=target)
-    if is_bucketed(artifact.manifest):
+    if is_bucketed(artifact.manifest) or "dynamic" in artifact.manifest:
         raise ArtifactError(f"{path} was compiled for several shapes", "open it with `mlc.open`")
     return Session(artifact, threads)
 

@@ -10,18 +10,23 @@ import numpy as np
 
 from mlc import bundle, emulate, ort_env
 from mlc.artifact import is_for_gpu
-from mlc.errors import MismatchError, MissingToolError, ModelError, RunError, one_line
+from mlc.errors import (
+    MismatchError,
+    MissingToolError,
+    ModelError,
+    RunError,
+    UsageError,
+    one_line,
+)
 from mlc.events import Notice, OnEvent, ignore
+from mlc.sizes import samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from typing import TypeAlias
 
     from mlc.model import TensorSpec
     from mlc.options import VerifyOptions
-    from mlc.runtime.buckets import BucketSession, OneSession
-
-    AnySession: TypeAlias = OneSession | BucketSession
+    from mlc.runtime.buckets import AnySession
 
 Array = np.ndarray[Any, Any]
 
@@ -81,6 +86,7 @@ class Verification:
     seed: int
     rounds: int
     outputs: tuple[OutputCheck, ...]
+    sizes: tuple[dict[str, int], ...] = ()  # of open dimensions, `rounds` seeds at each
 
     @property
     def passed(self) -> bool:
@@ -90,6 +96,8 @@ class Verification:
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON data, which has no infinity: that becomes the text "inf"."""
         facts = asdict(self)
+        if not self.sizes:
+            del facts["sizes"]
         for check in facts["outputs"]:
             for key in ("max_abs", "max_rel"):
                 check[key] = check[key] if np.isfinite(check[key]) else str(check[key])
@@ -258,17 +266,15 @@ def verify(
         reference = Reference(Path(options.model))
         _require_same_names(session, reference, options)
         given = sources.read(options.inputs, session.inputs) if options.inputs else None
-        sessions = _buckets(session) if given is None else [("", session)]
-        outputs: list[OutputCheck] = []
+        sizes = _sizes(session, options)
+        sessions = _parts(session, sizes) if given is None else [("", session)]
+        found: dict[str, list[OutputCheck]] = {}
         for label, one in sessions:
-            feeds = _feeds(one, options) if given is None else [given]
             precision = one.manifest.get("precision", {})
-            found = [
-                compare_outputs(one.outputs, one.run(feed), reference.run(feed), precision)
-                for feed in feeds
-            ]
-            worst = map(_worst, zip(*found, strict=True))
-            outputs += [replace(check, name=check.name + label) for check in worst]
+            for feed in _feeds(one, options) if given is None else [given]:
+                checks = compare_outputs(one.outputs, one.run(feed), reference.run(feed), precision)
+                for check in checks:
+                    found.setdefault(check.name + label, []).append(check)
         name = reference.name
         del reference  # with its threads, which wait for work by spinning
         if then is not None:
@@ -278,17 +284,35 @@ def verify(
         reference=name,
         seed=options.seed,
         rounds=1 if given is not None else options.rounds,
-        outputs=tuple(outputs),
+        sizes=sizes,
+        outputs=tuple(replace(_worst(checks), name=label) for label, checks in found.items()),
     )
 
 
-def _buckets(session: AnySession) -> list[tuple[str, AnySession]]:
+def _parts(session: AnySession, sizes: Sequence[dict[str, int]]) -> list[tuple[str, AnySession]]:
     """Return what is verified one by one, with what the names of its outputs end in."""
     from mlc.runtime.buckets import BucketSession
+    from mlc.runtime.open_session import DynamicSession
 
+    if isinstance(session, DynamicSession):
+        return [("", session.at(chosen)) for chosen in sizes]
     if not isinstance(session, BucketSession):
         return [("", session)]
     return [(f" ({bucket})", session.bucket(k)) for k, bucket in enumerate(session.buckets)]
+
+
+def _sizes(session: AnySession, options: VerifyOptions) -> tuple[dict[str, int], ...]:
+    """Return the sizes of open dimensions to compare at; none where shapes are fixed, or by inputs."""
+    from mlc.runtime.open_session import DynamicSession, asked_sizes, fixed
+
+    if not isinstance(session, DynamicSession):
+        fixed(session, options.shapes)
+        return ()
+    if options.inputs:
+        return ()
+    asked = asked_sizes(session, options.shapes)
+    chosen = [{**sizes, **asked} for sizes in samples(session.dims)]
+    return tuple(sizes for k, sizes in enumerate(chosen) if sizes not in chosen[:k])
 
 
 def _feeds(session: AnySession, options: VerifyOptions) -> list[dict[str, Array]]:
@@ -310,7 +334,13 @@ def _opened(options: VerifyOptions, on_event: OnEvent) -> AnySession:
     if not options.emulate:
         return buckets.open(path, target=options.target)
     target = options.target or emulate.only_variant(path)
-    if is_for_gpu(bundle.read_manifest(path, target)["target"]):
+    manifest = bundle.read_manifest(path, target)
+    if "dynamic" in manifest:
+        raise UsageError(
+            "--emulate takes artifacts of fixed shapes",
+            "compile it with --shape instead of --dynamic",
+        )
+    if is_for_gpu(manifest["target"]):
         from mlc.emulate.cuda import SimulatedSession
 
         return buckets.over(path, lambda bucket: SimulatedSession(path, target, bucket), target)

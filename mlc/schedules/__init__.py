@@ -30,6 +30,7 @@ def install() -> None:
         dense,
         elementary,
         lrn,
+        open_ops,
         recurrent,
         rows,
         spatial,
@@ -49,5 +50,5 @@ def install() -> None:
         lrn,
         attention,
     )
-    for module in (*ours, arm):  # Arm last: it puts back what differs there
+    for module in (*ours, open_ops, arm):  # Arm last: it puts back what differs there
         module.install()

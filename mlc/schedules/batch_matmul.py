@@ -12,7 +12,7 @@ from tvm import autotvm
 from tvm.relay.op.strategy import generic, x86
 from tvm.topi.utils import get_const_tuple
 
-from mlc.schedules import gemm
+from mlc.schedules import gemm, open_gemm
 
 TEMPLATE = "batch_matmul_mlc.x86"
 
@@ -71,8 +71,15 @@ def _strategy(attrs: Any, inputs: Any, out_type: Any, target: Any) -> Any:
             _compute, generic.wrap_topi_schedule(schedule_batch_matmul), name=TEMPLATE,
             plevel=gemm.PLEVEL,
         )  # fmt: skip
+    elif open_gemm.takes(*inputs, out_type):
+        open_gemm.offer(strategy, _open)
     return strategy
 
 
 def _compute(attrs: Any, inputs: Any, _out_type: Any) -> list[Any]:
     return [batch_matmul(*inputs, bool(attrs.transpose_a), bool(attrs.transpose_b))]
+
+
+def _open(attrs: Any, inputs: Any, _out_type: Any) -> list[Any]:
+    a, b = inputs
+    return [open_gemm.batch_matmul(a, b, bool(attrs.transpose_a), bool(attrs.transpose_b))]

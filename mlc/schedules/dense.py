@@ -16,7 +16,7 @@ from tvm.relay.op import op as relay_op
 from tvm.relay.op.strategy import generic, x86
 from tvm.topi.utils import get_const_tuple
 
-from mlc.schedules import gemm, operator
+from mlc.schedules import gemm, open_gemm, operator
 
 TEMPLATE = "dense_mlc.x86"
 PACKED = "mlc.dense_packed"
@@ -82,15 +82,20 @@ def offered(theirs: Any) -> Any:
         found = theirs(attrs, inputs, out_type, target)
         if gemm.takes(*inputs, out_type):
             _offer(found)
+        elif open_gemm.takes(*inputs, out_type):
+            open_gemm.offer(found, _open)
         return found
 
     return strategy
 
 
 @tvm.target.override_native_generic_func("mlc_dense_packed_strategy")  # type: ignore[untyped-decorator]
-def _packed_strategy(_attrs: Any, _inputs: Any, _out_type: Any, _target: Any) -> Any:
+def _packed_strategy(_attrs: Any, inputs: Any, out_type: Any, _target: Any) -> Any:
     strategy = relay_op.OpStrategy()
-    _offer(strategy)
+    if open_gemm.takes(*inputs, out_type):
+        open_gemm.offer(strategy, _open)
+    else:
+        _offer(strategy)
     return strategy
 
 
@@ -102,3 +107,7 @@ def _offer(strategy: Any) -> None:
 
 def _compute(_attrs: Any, inputs: Any, out_type: Any) -> list[Any]:
     return [dense(inputs[0], inputs[1], int(out_type.shape[1]))]
+
+
+def _open(_attrs: Any, inputs: Any, out_type: Any) -> list[Any]:
+    return [open_gemm.dense(inputs[0], inputs[1], int(out_type.shape[1]))]

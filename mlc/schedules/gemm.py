@@ -71,7 +71,8 @@ class Problem:
 
     def tiles(self, rows: int, vectors: int) -> tuple[int, int]:
         """Return how many tiles cover C, down and across."""
-        return -(-self.m // rows), -(-self.n // (vectors * self.lanes))
+        columns = vectors * self.lanes
+        return (self.m + rows - 1) // rows, (self.n + columns - 1) // columns
 
     def panels(self, tile: list[int]) -> tuple[int, int, int]:
         """Return the shape of packed weights: panels, k, columns."""
@@ -186,7 +187,7 @@ def product(
     step = te.reduce_axis((0, known.k), "k")
 
     def row(i: Any) -> Any:
-        return tir.min(i, known.m - 1) if down * rows > known.m else i
+        return i if is_multiple(known.m, rows) else tir.min(i, known.m - 1)
 
     acc = te.compute(
         (known.batch, down * rows, across * columns),
@@ -209,7 +210,7 @@ def pack(known: Problem, tile: list[int], element: Callable[..., Any]) -> Any:
 
     def packed(b: Any, panel: Any, step: Any, column: Any) -> Any:
         n = panel * columns + column
-        if panels * columns == known.n:
+        if is_multiple(known.n, columns):
             return element(b, n, step)
         return tir.if_then_else(tir.likely(n < known.n), element(b, n, step), tir.const(0, DTYPE))
 
@@ -237,6 +238,22 @@ def schedule_tagged(tag: str, stages: Callable[..., None], cfg: Any, outs: Any) 
     return s
 
 
+def schedule_product(config: Callable[[Problem], Any], outs: Any) -> Any:
+    """Return the schedule of a `product` whose config follows from its problem."""
+
+    def stages(s: Any, _cfg: Any, c: Any, out: Any) -> None:
+        _schedule_product(s, config(_problem_of(c)), c, out)
+
+    return schedule_tagged(_TAG, stages, None, outs)
+
+
+def _problem_of(c: Any) -> Problem:
+    (acc,) = c.op.input_tensors
+    *batch, m, n = get_const_tuple(c.shape)
+    (k,) = get_const_tuple([acc.op.reduce_axis[0].dom.extent])
+    return problem(m, n, k, *batch)
+
+
 def _schedule_product(s: Any, cfg: Any, c: Any, out: Any) -> None:
     if len(out.shape) != len(c.shape):
         out = c  # what follows has other axes: it cannot be done tile by tile
@@ -244,9 +261,7 @@ def _schedule_product(s: Any, cfg: Any, c: Any, out: Any) -> None:
         s[c].compute_inline()
     (acc,) = c.op.input_tensors
     packed = [t for t in acc.op.input_tensors if t.op.name == _PANELS]
-    *batch, m, n = get_const_tuple(c.shape)
-    (step,) = acc.op.reduce_axis
-    known = problem(m, n, int(step.dom.extent), *batch)
+    known = _problem_of(c)
     place = _schedule_tiles(s, cfg, known, out, packed[0] if packed else None)
     _schedule_registers(s, cfg, known, acc, s[out], place)
 
@@ -271,7 +286,7 @@ def _schedule_tiles(s: Any, cfg: Any, known: Problem, out: Any, panels: Any) -> 
         outer = [across, down] if cfg["order"].val == "columns" else [down, across]
         s[out].reorder(*batch, *outer, row, vector, lane)
         threads = place = s[out].fuse(*batch, *outer)
-    if known.flops >= SERIAL_FLOPS:
+    if not isinstance(known.flops, int) or known.flops >= SERIAL_FLOPS:
         s[out].parallel(threads)
     s[out].vectorize(lane)
     s[out].unroll(vector)
@@ -298,6 +313,11 @@ def _schedule_pack(s: Any, known: Problem, panels: Any, out: Any, place: Any) ->
     s[panels].reorder(vector, step, lane)
     s[panels].vectorize(lane)
     s[panels].pragma(step, MARK, True)
+
+
+def is_multiple(size: Any, factor: int) -> bool:
+    """Return whether a size is known, and a multiple of `factor`."""
+    return isinstance(size, int) and size % factor == 0
 
 
 def takes(*tensors: Any) -> bool:

@@ -18,7 +18,7 @@ from tvm.relay.op.strategy import generic
 from tvm.target.x86 import get_simd_32bit_lanes
 from tvm.topi.utils import get_const_tuple
 
-from mlc.schedules import gemm, operator
+from mlc.schedules import gemm, open_gemm, operator
 from mlc.schedules.elementary import exp
 from mlc.schedules.tails import MARK
 
@@ -109,7 +109,7 @@ def _vectors(data: Any, padding: Any) -> Any:
             return data(*i, j)
         return tir.if_then_else(tir.likely(j < n), data(*i, j), padding)
 
-    return te.compute((*rows, -(-n // lanes), lanes), element, name="row")
+    return te.compute((*rows, (n + lanes - 1) // lanes, lanes), element, name="row")
 
 
 def _over_row(vectors: Any, reducer: Callable[..., Any]) -> Any:
@@ -134,7 +134,8 @@ def _schedule(s: Any, _config: Any, result: Any, out: Any) -> None:
         s[result].compute_inline()
     *rows, j = s[out].op.axis
     place = s[out].fuse(*rows)
-    if math.prod(get_const_tuple(result.shape)) >= _SERIAL_ELEMENTS:
+    elements = math.prod(get_const_tuple(result.shape))
+    if not isinstance(elements, int) or elements >= _SERIAL_ELEMENTS:
         s[out].parallel(place)
     _, lane = s[out].split(j, factor=get_simd_32bit_lanes())
     s[out].vectorize(lane)
@@ -172,9 +173,14 @@ def inner(result: Any) -> list[Any]:
     return found
 
 
-def takes(*tensors: Any) -> bool:
-    """Return whether the last axis of these tensors, float32 and of known shapes, makes rows."""
-    return gemm.takes(*tensors) and len(tensors[0].shape) > 1
+def takes(*tensors: Any, open_width: bool = False) -> bool:
+    """Return whether the last axis of these tensors, float32, makes rows.
+
+    How many rows there are may be known at run time only, with `open_width` how long they are as well.
+    """
+    fits = gemm.takes(*tensors) or open_gemm.takes(*tensors)
+    wide = open_width or isinstance(tensors[0].shape[-1], tir.IntImm)
+    return fits and wide and len(tensors[0].shape) > 1
 
 
 def install() -> None:

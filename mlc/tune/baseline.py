@@ -70,11 +70,13 @@ def together(parts: Sequence[Versus]) -> Versus:
 
 def profile_artifact(fields: dict[str, Any], _on_event: OnEvent) -> dict[str, float]:
     """Answer `kernel_seconds`, in the child."""
+    from mlc.runtime.open_session import fixed
     from mlc.runtime.profile import profile
     from mlc.runtime.session import open as open_session
 
     asked = Timed(**fields)
-    with open_session(asked.artifact, threads=asked.threads) as session:
+    with open_session(asked.artifact, threads=asked.threads) as opened:
+        session = fixed(opened, ())
         _fill(session)
         session.run_in_place()
         return {kernel.symbol: kernel.seconds for kernel in profile(session, asked.seconds)}
@@ -82,6 +84,7 @@ def profile_artifact(fields: dict[str, Any], _on_event: OnEvent) -> dict[str, fl
 
 def compare_artifacts(fields: dict[str, Any], _on_event: OnEvent) -> dict[str, float]:
     """Answer `versus`, in the child."""
+    from mlc.runtime.open_session import fixed
     from mlc.runtime.session import open as open_session
     from mlc.runtime.timing import Side, compare, interleave
 
@@ -91,7 +94,8 @@ def compare_artifacts(fields: dict[str, Any], _on_event: OnEvent) -> dict[str, f
         open_session(str(asked.other), threads=asked.threads) as after,
     ):
         sides = []
-        for name, session in (("tuned", after), ("untuned", before)):
+        for name, opened in (("tuned", after), ("untuned", before)):
+            session = fixed(opened, ())
             _fill(session)
             sides.append(Side(name, session.run_in_place))
             sides[-1].warm_up(0.3)

@@ -66,7 +66,9 @@ def _verdict(record: Record | None, cpu: str) -> str:
     return "" if mcpu(record.target) == cpu else "other_cpu"
 
 
-def dispatch_context(lookup: Lookup, fallback: Callable[[], Any] | None = None) -> Any:
+def dispatch_context(  # noqa: C901 - of the methods of a class in it
+    lookup: Lookup, fallback: Callable[[], Any] | None = None
+) -> Any:
     """Return an AutoTVM dispatch context that offers the records of `lookup`, by workload key.
 
     Workloads without a record get the template's fallback config, or what `fallback` makes. `asked` lists the keys that
@@ -91,6 +93,8 @@ def dispatch_context(lookup: Lookup, fallback: Callable[[], Any] | None = None) 
             self.fallbacks: dict[str, Any] = {}
 
         def _query_inside(self, _target: Any, workload: Any) -> Any:
+            if has_open_sizes(workload):  # no record can be of it
+                return self.fallbacks.setdefault(str(workload), make())
             key = workload_key(workload)
             self.asked.append(key)
             config = self._find(key)
@@ -127,6 +131,15 @@ def dispatch_context(lookup: Lookup, fallback: Callable[[], Any] | None = None) 
             return [(key, _text(self._find(key))) for key in keys]
 
     return Dispatch()
+
+
+def has_open_sizes(workload: Any) -> bool:
+    """Return whether a size in a workload is no number (`frontend.open_dims`)."""
+    from tvm import tir
+
+    if isinstance(workload, (tuple, list)):
+        return any(has_open_sizes(part) for part in workload)
+    return isinstance(workload, tir.PrimExpr) and not isinstance(workload, tir.IntImm)
 
 
 def config_of(record: Record) -> Any:

@@ -17,8 +17,9 @@ from onnx import TensorProto, helper
 from mlc import build, driver, isolate
 from mlc.cache import Cache
 from mlc.codegen import kernels as compiler
-from mlc.codegen.graph import Plan, nbytes, plan
+from mlc.codegen.graph import Plan, plan
 from mlc.codegen.kernels import Job, Kernel, Namer, Settings, compile_all
+from mlc.codegen.storage import nbytes
 from mlc.errors import BuildError, UsageError
 from mlc.events import Progress, ignore
 from mlc.frontend import onnx_file

@@ -21,11 +21,10 @@ import pytest
 from mlc import artifact
 from mlc.artifact import (
     ALIGNMENT,
-    BUCKETS_FORMAT,
-    FORMAT,
     GRAPH,
     LIBRARY,
     MANIFEST,
+    NEWEST,
     WEIGHTS,
     Contents,
 )
@@ -89,7 +88,7 @@ def test_what_is_saved_is_loaded(path: Path) -> None:
     given = contents()
     manifest, members, weights = everything(path)
     assert {key: manifest[key] for key in given.manifest} == given.manifest
-    assert manifest["format"] == FORMAT
+    assert manifest["format"] == 1
     assert members[LIBRARY] == given.library
     assert members[GRAPH] == given.graph
     expected = [(s, np.ascontiguousarray(a).tobytes()) for s, a in given.weights]
@@ -263,7 +262,7 @@ def test_the_damaged_member_is_named(path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"altered or damaged: library\.so") as caught:
         artifact.load(path, CPU)
     assert "copy it again" in (caught.value.hint or "")
-    assert artifact.read_manifest(path)["format"] == FORMAT  # reads nothing else
+    assert artifact.read_manifest(path)["format"] == 1  # reads nothing else
 
 
 @pytest.mark.parametrize(
@@ -366,10 +365,10 @@ def with_manifest(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 def test_a_newer_format_asks_for_an_update(path: Path) -> None:
     # Whatever else a newer format changes, it is told as what it is.
-    with_manifest(path, lambda _manifest: {"format": BUCKETS_FORMAT + 1})
+    with_manifest(path, lambda _manifest: {"format": NEWEST + 1})
     for read in (artifact.read_manifest, lambda p: artifact.load(p, CPU)):
         with pytest.raises(
-            ArtifactError, match=f"format {BUCKETS_FORMAT + 1}, and this mlc reads"
+            ArtifactError, match=f"format {NEWEST + 1}, and this mlc reads"
         ) as caught:
             read(path)
         assert "pip install --upgrade" in (caught.value.hint or "")

@@ -42,17 +42,47 @@ def optional(inputs: Sequence[Any], position: int) -> Any:
 
 
 def shape_of(value: Any) -> list[int]:
-    """Return the static shape of a value.
+    """Return the shape of a value: numbers, and expressions where the model has open dimensions.
+
+    What compares such a shape or puts it together works for both; what computes a number raises.
 
     Raises:
         ModelError: it depends on values.
     """
+    from tvm import tir
     from tvm.relay.frontend.common import infer_type
 
-    try:
-        return [int(size) for size in infer_type(value).checked_type.shape]
-    except TypeError:
-        raise ModelError("the shape of an operand depends on the input's values") from None
+    shape = infer_type(value).checked_type.shape
+    if any(isinstance(size, tir.Any) for size in shape):
+        raise ModelError("the shape of an operand depends on the input's values")
+    return [int(size) if isinstance(size, tir.IntImm) else size for size in shape]
+
+
+def reshape(value: Any, shape: Sequence[Any]) -> Any:
+    """Return a value in another shape, which may hold expressions of open dimensions."""
+    from tvm import relay
+
+    from mlc.schedules import open_ops
+
+    if not is_open(shape) and not is_open(shape_of(value)):
+        return relay.reshape(value, list(shape))
+    return open_ops.call(open_ops.RESHAPE, [value], shape=shape)
+
+
+def broadcast_to(value: Any, shape: Sequence[Any]) -> Any:
+    """Return a value broadcast to a shape, which may hold expressions of open dimensions."""
+    from tvm import relay
+
+    from mlc.schedules import open_ops
+
+    if not is_open(shape) and not is_open(shape_of(value)):
+        return relay.broadcast_to(value, list(shape))
+    return open_ops.call(open_ops.BROADCAST, [value], shape=shape)
+
+
+def is_open(shape: Sequence[Any]) -> bool:
+    """Return whether a size of a shape (see `shape_of`) is no number."""
+    return not all(isinstance(size, int) for size in shape)
 
 
 def dtype_of(value: Any) -> str:

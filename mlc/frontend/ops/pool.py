@@ -87,7 +87,7 @@ def windows(shape: Sequence[int], attributes: dict[str, Any], kernel: Sequence[i
             count -= 1
         out.append(count)
         end.append(max(0, (count - 1) * s + r - n - b) if ceil else e)
-    if min(out, default=1) < 1:
+    if min((count for count in out if isinstance(count, int)), default=1) < 1:
         raise ModelError(f"its windows are larger than the padded data {size}")
     return Windows(
         size=size, kernel=list(kernel), stride=stride, dilation=dilation, begin=begin, end=end,

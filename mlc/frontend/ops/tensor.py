@@ -5,7 +5,6 @@ Source: onnx/docs/Operators.md, by version.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +18,10 @@ from mlc.frontend.ops.operands import (
     dtype_of,
     fixed,
     integers,
+    is_open,
     number,
     optional,
+    reshape,
     shape_of,
     text,
 )
@@ -105,7 +106,7 @@ def concat(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     """Concat-4 to -13; parts without elements are left out: no schedule takes them."""
     from tvm import relay
 
-    parts = [part for part in inputs if math.prod(shape_of(part))] or inputs[:1]
+    parts = [p for p in inputs if not any(n == 0 for n in shape_of(p))] or inputs[:1]
     return parts[0] if len(parts) == 1 else relay.concatenate(parts, axis=attributes["axis"])
 
 
@@ -154,27 +155,25 @@ def space_to_depth(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
 
 def squeeze(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     """Squeeze-1 to -25: axes of size 1 taken away, all of them if none is named."""
-    from tvm import relay
-
     shape = shape_of(inputs[0])
     axes = _axes(inputs, attributes, len(shape))
+    if axes is None and is_open(shape):
+        raise ModelError("which axes have size 1 depends on the input's")
     if axes is None:
         axes = [k for k, size in enumerate(shape) if size == 1]
     if any(shape[axis] != 1 for axis in axes):
         raise ModelError(f"axes {axes} of {shape} are not all of size 1")
-    return relay.reshape(inputs[0], [n for k, n in enumerate(shape) if k not in axes])
+    return reshape(inputs[0], [n for k, n in enumerate(shape) if k not in axes])
 
 
 def unsqueeze(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     """Unsqueeze-1 to -25: axes of size 1, numbered as in the result."""
-    from tvm import relay
-
     shape = shape_of(inputs[0])
     given = attributes.get("axes") or integers(inputs[1])
     axes = sorted(axis % (len(shape) + len(given)) for axis in given)
     for axis in axes:
         shape.insert(axis, 1)
-    return relay.reshape(inputs[0], shape)
+    return reshape(inputs[0], shape)
 
 
 def _axes(inputs: Sequence[Any], attributes: dict[str, Any], rank: int) -> list[int] | None:
