@@ -341,7 +341,7 @@ class FakeOrt:
 def test_onnx_runtime_is_compared_on_the_gpu_or_not_at_all(timed, monkeypatch):
     def against(ort: FakeOrt) -> Any:
         monkeypatch.setattr("mlc.ort_env.onnxruntime", lambda: ort)
-        monkeypatch.setattr("mlc.runtime.bench._warn_if_other_model", lambda *_: None)
+        monkeypatch.setattr("mlc.runtime.bench.warn_if_other_model", lambda *_: None)
         return bench(
             BenchOptions(
                 artifact=str(timed), model="model.onnx", against="onnxruntime", device="cuda",
