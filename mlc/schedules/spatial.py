@@ -50,9 +50,9 @@ def schedule(outs: Any) -> Any:
     (result,) = reductions
     padded = next((t for t in result.op.input_tensors if t.op.tag.find("pad") >= 0), None)
     for tensor in stages:
-        if tensor not in (out, result) and tensor != padded:
+        if not _among(tensor, out, result, padded):
             s[tensor].compute_inline()
-    if result == out:
+    if _among(result, out):
         result = s.cache_write(out, "global")
     _schedule(s, out, result, padded)
     return s
@@ -63,10 +63,15 @@ def _stages(out: Any) -> list[Any]:
     found, queue = [], [out]
     while queue:
         tensor = queue.pop()
-        if isinstance(tensor.op, te.ComputeOp) and tensor not in found:
+        if isinstance(tensor.op, te.ComputeOp) and not _among(tensor, *found):
             found.append(tensor)
             queue += tensor.op.input_tensors
     return found
+
+
+def _among(tensor: Any, *others: Any) -> bool:
+    """Return whether a tensor is one of these; TVM's own comparison fails on tensors without axes."""
+    return any(other is not None and tensor.op.same_as(other.op) for other in others)
 
 
 def _fits(out: Any, result: Any) -> bool:
@@ -77,7 +82,7 @@ def _fits(out: Any, result: Any) -> bool:
     sizes = [get_const_tuple(shape) for shape in shapes]
     if not all(isinstance(size, int) for shape in sizes for size in shape):
         return False
-    between = [tensor for tensor in _stages(out) if tensor not in (out, result)]
+    between = [tensor for tensor in _stages(out) if not _among(tensor, out, result)]
     simple = all(tag.is_injective(t.op.tag) or "pad" in t.op.tag for t in between)
     return simple and len({shape[-1] for shape in sizes}) == 1 < sizes[0][-1]
 

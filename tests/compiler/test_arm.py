@@ -31,7 +31,7 @@ def machine_of(code: bytes) -> tuple[int, int]:
 
 
 def library_of(path: Path) -> bytes:
-    with artifact._Mapped(path).member(artifact.LIBRARY) as view:
+    with artifact.Mapped(path).member(artifact.LIBRARY) as view:
         return bytes(view)
 
 
@@ -161,7 +161,7 @@ def conv(tvm: Any, channels: int, groups: int = 1, **attributes: Any) -> Any:
         (16, 1, {"dilation": (2, 2)}, "nn.contrib_conv2d_NCHWc"),
         (32, 32, {}, "nn.contrib_depthwise_conv2d_NCHWc"),
         (32, 32, {"dilation": (2, 2)}, "nn.contrib_depthwise_conv2d_NCHWc"),
-        (16, 2, {}, "nn.conv2d"),
+        (16, 2, {}, "nn.contrib_conv2d_NCHWc"),
     ],
 )
 @pytest.mark.parametrize("name", ["rpi4", "graviton3", "apple-m1", "armv7"])

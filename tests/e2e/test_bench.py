@@ -97,7 +97,7 @@ def test_profile_accounts_for_every_call(tiny):
     assert {k.symbol: list(k.operators) for k in kernels} == {
         symbol: facts["operators"] for symbol, facts in manifest.items()
     }
-    assert max(k.calls for k in kernels) == 2
+    assert max(k.calls for k in kernels) == 3  # the convolutions are equal
     assert sum(k.share for k in kernels) == pytest.approx(1)
     assert [k.seconds for k in kernels] == sorted((k.seconds for k in kernels), reverse=True)
     for kernel in kernels:  # the smallest may take less than what a call costs

@@ -204,7 +204,9 @@ def test_cache(conv, mlc, tmp_path):
         return strict_json(mlc("cache", "stats", "--json", cwd=tmp_path, env=env).stdout)
 
     assert not compile_to("a.mlc")["from_cache"]
-    assert stats()["entries"] == {"artifacts": 1, "code": 6, "facts": 6}
+    kernels = len(conv.report["manifest"]["kernels"])
+    assert kernels > 1
+    assert stats()["entries"] == {"artifacts": 1, "code": kernels, "facts": kernels}
     again = compile_to("b.mlc")
     assert again["from_cache"]
     assert again["path"] == "b.mlc"
@@ -217,7 +219,7 @@ def test_cache(conv, mlc, tmp_path):
     assert (tmp_path / "d.mlc").read_bytes() == conv.artifact.read_bytes()
 
     cleared = mlc("cache", "clear", "--json", cwd=tmp_path, env=env)
-    assert strict_json(cleared.stdout)["removed"] == 13
+    assert strict_json(cleared.stdout)["removed"] == 2 * kernels + 1
     assert stats()["entries"] == {}
     assert "empty" in mlc("cache", "stats", cwd=tmp_path, env=env).stdout
 

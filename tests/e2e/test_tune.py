@@ -79,7 +79,10 @@ def test_the_report(tuned: Tuned) -> None:
     report = tuned.report
     assert (report["measured"], report["known"]) == (TRIALS, 0)
     assert sum(task["trials"] for task in report["tasks"]) == TRIALS
-    assert {task["template"] for task in report["tasks"]} == {"conv2d_NCHWc.x86", "dense_mlc.x86"}
+    assert {task["template"] for task in report["tasks"]} == {
+        "conv2d_direct_mlc.x86",
+        "dense_mlc.x86",
+    }
     assert report["model"]["before"] > 0
     assert report["model"]["after"] > 0
     assert report["logs"] == str(tuned.folder / "tuning_logs")
@@ -124,12 +127,12 @@ def test_a_cost_model_is_kept_for_each_template(tuned: Tuned) -> None:
     device = tuned.report["device"]
     folder = tuned.folder / "tuning_logs" / device.partition(".")[0] / device
     assert {path.name for path in folder.iterdir()} == {
-        "conv2d_NCHWc.x86.json", "dense_mlc.x86.json",
+        "conv2d_direct_mlc.x86.json", "dense_mlc.x86.json",
     }  # fmt: skip
     for path in folder.iterdir():
         CostModel.load(path, path.stem, device)
     assert tuned.report["trust"] == {  # too few records to say
-        "conv2d_NCHWc.x86": None, "dense_mlc.x86": None,
+        "conv2d_direct_mlc.x86": None, "dense_mlc.x86": None,
     }  # fmt: skip
 
 
@@ -192,9 +195,10 @@ def test_a_run_that_was_killed_before_its_choice(
     known = [record for record in trials if record.template == "dense_mlc.x86"]
     done = mlc("tune", "--tasks", "dense", "--trials", len(known), "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["measured"] == 0
-    (choice,) = [record for record in records_in(tmp_path) if record not in trials]
-    assert choice.chosen
-    assert choice.template == "dense_mlc.x86"
+    choices = [record for record in records_in(tmp_path) if record not in trials]
+    # A second one takes the first back, where the model was not faster with it.
+    assert 1 <= len(choices) <= 2
+    assert {(choice.chosen, choice.template) for choice in choices} == {(True, "dense_mlc.x86")}
 
 
 def test_list(mlc: Command, tuned: Tuned) -> None:
