@@ -60,7 +60,8 @@ def schedule(outs: Any) -> Any:
 
 def _stages(out: Any) -> list[Any]:
     """Return the computed tensors that lead to an output, and itself."""
-    found, queue = [], [out]
+    found: list[Any] = []
+    queue = [out]
     while queue:
         tensor = queue.pop()
         if isinstance(tensor.op, te.ComputeOp) and not _among(tensor, *found):

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper
 
 from mlc import sizes
 from mlc.errors import ModelError, RunError, UsageError
-from mlc.runtime.open_session import DynamicSession
 from mlc.runtime.buckets import open as open_session
+from mlc.runtime.open_session import DynamicSession
 from mlc.runtime.verify import Reference, compare
 from tests import models
 from tests.compiler.conftest import Compile
