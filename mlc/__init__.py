@@ -2,7 +2,7 @@
 
 The data flow, each arrow one public function::
 
-    model.onnx --frontend.load_model--> Model --passes.optimize--> Model
+    model.onnx --frontend.load--> Model --passes.optimize--> Model
     Model + Target --build.build--> Library --artifact.save--> model.mlc
     model.mlc --runtime.open--> Session --> run | bench | verify
 

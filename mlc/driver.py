@@ -13,7 +13,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from mlc import artifact, buckets, target, tvm_env
 from mlc import output as place
@@ -21,7 +21,7 @@ from mlc.cache import Cache, key_of, open_cache, source_digest
 from mlc.cpu import host_cpu
 from mlc.emulate import can_emulate
 from mlc.errors import UsageError
-from mlc.events import Notice, OnEvent, Stage
+from mlc.events import Notice, OnEvent, Stage, timed
 from mlc.gpu import ptxas
 from mlc.options import OPT_LEVELS, CompileOptions, VerifyOptions
 from mlc.tune.dispatch import dispatch_context, read_best
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from mlc.tune.dispatch import Lookup
 
 _PROFILE_S, _PROFILE_RUNS = 0.1, 2  # of a run's time by kernel, where coverage needs it
-_T = TypeVar("_T")
 
 
 def compile_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
@@ -151,9 +150,8 @@ def build_model(
     from mlc import build
     from mlc.codegen.kernels import Settings
     from mlc.codegen.link import find_linker
-    from mlc.frontend import expand
+    from mlc.frontend import load
     from mlc.frontend.bounds import index_bounds
-    from mlc.frontend.precision import precisions
     from mlc.passes.run import optimize
     from mlc.tune import applied
 
@@ -161,10 +159,9 @@ def build_model(
     llvm = build.tvm_target(chosen, options.opt_level)
     # What is missing is said now, not after the long work.
     find_linker(chosen.triple) if chosen.gpu is None else ptxas.find()
-    coarser = precisions(expand.expand(file))
-    loaded = [*load(file, options.shapes, on_event, options.dynamic)]
+    imported = load.imported(file, options.shapes, on_event, options.dynamic)
+    loaded = [load.converted(imported, on_event)]
     file.weights.clear()  # they are in `loaded`; this unmaps the file
-    simplified = loaded.pop()
     dispatch = dispatch_context(lookup, default_configs(chosen))
     settings = Settings(target=llvm, level=options.opt_level, dispatch=dispatch, gpu=chosen.gpu)
     ran: list[str] = []
@@ -192,8 +189,8 @@ def build_model(
         "exact": options.exact,
         "passes": ran,
         "tuning": applied.coverage(library.kernels, library.plan.calls, dispatch, chosen),
-        "index_bounds": index_bounds(simplified),
-        "precision": coarser,
+        "index_bounds": index_bounds(imported.file),
+        "precision": imported.precision,
         "verification": None,
         **_open_dims(fused.dims),
     }
@@ -278,34 +275,6 @@ def _verified(path: Path, options: CompileOptions) -> tuple[dict[str, Any], Cove
     result = verify(asked, then=look, same_model=True)
     require(result, "the compiled model")
     return result.to_json(), min(found, key=lambda coverage: coverage.tuned)
-
-
-def load(
-    file: Any, shapes: tuple[str, ...], on_event: OnEvent, dynamic: tuple[str, ...] = ()
-) -> tuple[Any, Any]:
-    """Return (Model, the simplified file) of a file that was read, shapes fixed but for `dynamic`."""
-    from mlc.frontend import convert
-
-    flat = imported(file, shapes, on_event, dynamic)
-    if dynamic:
-        from mlc.frontend import open_convert
-
-        return timed("convert", on_event, lambda: open_convert.convert(flat, on_event)), flat
-    model = timed("convert", on_event, lambda: convert.convert(flat))
-    return model, flat
-
-
-def imported(
-    file: OnnxFile, shapes: tuple[str, ...], on_event: OnEvent, dynamic: tuple[str, ...] = ()
-) -> OnnxFile:
-    """Return the file as it is converted: shapes fixed, functions written out, folded, flat."""
-    from mlc.frontend import control, expand, qdq, sequences, simplify
-    from mlc.frontend import shapes as fixing
-
-    fixed = fixing.fix(file, fixing.parse(shapes), on_event, dynamic)
-    expanded = timed("expand", on_event, lambda: expand.expand(fixed))
-    simplified = timed("simplify", on_event, lambda: simplify.simplify(expanded, on_event))
-    return qdq.to_integers(sequences.resolve(control.flatten(simplified)))
 
 
 def _lookup(options: CompileOptions, chosen: target.Target, on_event: OnEvent) -> Lookup:
@@ -404,11 +373,3 @@ def _report(
         "coverage": known,
         "manifest": manifest,
     }
-
-
-def timed(name: str, on_event: OnEvent, work: Callable[[], _T]) -> _T:
-    """Return what `work` returns, and report the stage with its wall time."""
-    started = time.perf_counter()
-    result = work()
-    on_event(Stage(name=name, seconds=time.perf_counter() - started))
-    return result

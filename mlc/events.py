@@ -5,9 +5,12 @@ The library never prints. `cli/` turns events into a live display, plain lines o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,14 @@ _KINDS: dict[str, type[Stage | Progress | Notice | Baseline | Tuning]] = {
 
 def ignore(_event: Event) -> None:
     """Drop the event: the default callback."""
+
+
+def timed(name: str, on_event: OnEvent, work: Callable[[], _T]) -> _T:
+    """Return what `work` returns, and report the stage with its wall time."""
+    started = time.perf_counter()
+    result = work()
+    on_event(Stage(name=name, seconds=time.perf_counter() - started))
+    return result
 
 
 def to_json(event: Event) -> dict[str, Any]:

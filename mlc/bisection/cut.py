@@ -54,9 +54,9 @@ def whole(
     Raises:
         ModelError: the model cannot be imported, or not be run by the reference.
     """
-    from mlc.driver import imported
+    from mlc.frontend.load import imported
 
-    flat = imported(onnx_file.read(model), shapes, on_event)
+    flat = imported(onnx_file.read(model), shapes, on_event).file
     feed = inputs.random(input_specs(flat), seed, index_bounds(flat))
     proto = _with_weights(flat)
     onnx.save_model(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlc import target, tvm_env
 from mlc.errors import BuildError, ModelError, UsageError
-from mlc.events import OnEvent, Progress
+from mlc.events import OnEvent, Progress, timed
 from mlc.frontend import shapes
 from mlc.inspection.dump import PassDump, dump_kernel
 from mlc.inspection.facts import facts
@@ -36,7 +36,6 @@ def inspect_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
         TargetError: the target is unknown.
         BuildError: a pass or the code generator failed, where IR is asked for.
     """
-    from mlc.driver import timed
     from mlc.frontend import onnx_file
 
     options = InspectOptions(**{**fields, "shapes": tuple(fields["shapes"])})
@@ -77,14 +76,15 @@ def _compiled(
     from mlc import build
     from mlc.codegen.graph import plan
     from mlc.codegen.kernels import Namer, Settings
-    from mlc.driver import default_configs, load, timed
+    from mlc.driver import default_configs
+    from mlc.frontend import load
     from mlc.passes.run import optimize
     from mlc.tune.dispatch import dispatch_context
 
     directory = Path(options.dump_ir) if options.dump_ir is not None else None
     dump = PassDump(directory) if directory is not None else None
     graph = GraphRows(options.opt_level, gpu=chosen.gpu is not None)
-    model, _ = load(file, options.shapes, on_event)
+    model = load.load(file, options.shapes, on_event)
     llvm = build.tvm_target(chosen, options.opt_level)
     dispatch = dispatch_context(lambda _key: None, default_configs(chosen))
     settings = Settings(target=llvm, level=options.opt_level, dispatch=dispatch, gpu=chosen.gpu)
@@ -139,7 +139,6 @@ def _lower_all(
 ) -> Lowering:
     """Lower every kernel, note its loops in its row, and return the sums over all of them."""
     from mlc.codegen.kernels import Job
-    from mlc.driver import timed
 
     total = Lowering()
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlc import artifact, driver, target
 from mlc.cache import key_of, open_cache
 from mlc.errors import TuningError, UsageError
+from mlc.events import timed
 from mlc.options import CompileOptions, TuneOptions
 from mlc.tune import baseline
 from mlc.tune.farm import Farm, find, measuring_device
@@ -93,9 +94,7 @@ def prepare(options: TuneOptions, folder: Path, on_event: OnEvent) -> Subject:
         artifact.save(built.contents, untuned[-1])
         seconds: dict[str, float] = {}  # this machine may be unable to run code for the device
         if farm is None:
-            seconds = driver.timed(
-                "profile", on_event, partial(kernel_seconds, untuned[-1], device)
-            )
+            seconds = timed("profile", on_event, partial(kernel_seconds, untuned[-1], device))
         kernels, calls = built.library.kernels, built.library.plan.calls
         work = sum(kernel.flops * calls[kernel.symbol] for kernel in kernels)
         spent = sum(seconds.values())

@@ -16,6 +16,7 @@ from mlc import artifact, build, driver, tvm_env
 from mlc.cache import Cache
 from mlc.codegen.kernels import Settings
 from mlc.events import ignore
+from mlc.frontend import load as imports
 from mlc.frontend import onnx_file, shapes
 from mlc.model import Model, TensorSpec
 from mlc.options import CompileOptions
@@ -172,7 +173,7 @@ def load(tmp_path: Path, tvm: Any) -> Callable[[onnx.ModelProto], Model]:
     """Return a function that imports an ONNX model."""
 
     def load(proto: onnx.ModelProto) -> Model:
-        model, _ = driver.load(onnx_file.read(models.save(proto, tmp_path)), (), ignore)
+        model = imports.load(onnx_file.read(models.save(proto, tmp_path)), (), ignore)
         assert isinstance(model, Model)
         return model
 

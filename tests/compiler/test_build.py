@@ -22,6 +22,7 @@ from mlc.codegen.kernels import Job, Kernel, Namer, Settings, compile_all
 from mlc.codegen.storage import nbytes
 from mlc.errors import BuildError, UsageError
 from mlc.events import Progress, ignore
+from mlc.frontend import load as imports
 from mlc.frontend import onnx_file
 from mlc.options import CompileOptions
 from mlc.passes.run import optimize
@@ -147,8 +148,7 @@ def test_no_two_live_buffers_overlap_in_random_graphs(seed: int, tvm: Any) -> No
 @pytest.fixture
 def load(tmp_path: Path, tvm: Any) -> Callable[[onnx.ModelProto], Any]:
     def load(proto: onnx.ModelProto) -> Any:
-        model, _ = driver.load(onnx_file.read(models.save(proto, tmp_path)), (), ignore)
-        return model
+        return imports.load(onnx_file.read(models.save(proto, tmp_path)), (), ignore)
 
     return load
 

@@ -11,9 +11,9 @@ from onnx import helper
 
 from mlc import target as targets
 from mlc.cpu import host_cpu
-from mlc.driver import load
 from mlc.events import ignore
 from mlc.frontend import onnx_file
+from mlc.frontend.load import load
 from mlc.passes.fold import relayout
 from mlc.passes.run import optimize
 from mlc.tune.dispatch import dispatch_context
@@ -217,7 +217,7 @@ def test_no_layout_changes_between_layers(
         ],
         {"x": [1, 3, 9, 9]}, ["y"], weights,
     )  # fmt: skip
-    model, _ = load(onnx_file.read(models.save(proto, tmp_path)), (), ignore)
+    model = load(onnx_file.read(models.save(proto, tmp_path)), (), ignore)
     with dispatch_context(lambda _key: None):
         module = optimize(model, tvm.target.Target(quick_target), 3).module
     assert len(calls_of(module, "nn.contrib_depthwise_conv2d_NCHWc")) == 1

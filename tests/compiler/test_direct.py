@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from mlc.driver import load
 from mlc.events import ignore
 from mlc.frontend import onnx_file
+from mlc.frontend.load import load
 from mlc.passes.run import optimize
 from mlc.tune.dispatch import dispatch_context
 from tests import models
@@ -141,7 +141,7 @@ def test_layouts_agree_with_the_layers_around(tvm: Any, tmp_path: Path, quick_ta
         ],
         {"x": [1, 3, 9, 9]}, ["y"], weights,
     )  # fmt: skip
-    model, _ = load(onnx_file.read(models.save(proto, tmp_path)), (), ignore)
+    model = load(onnx_file.read(models.save(proto, tmp_path)), (), ignore)
     with dispatch_context(lambda _key: None):
         module = optimize(model, tvm.target.Target(quick_target), 3).module
     assert len(calls_of(module, "layout_transform")) == 1

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from mlc.driver import load
 from mlc.events import ignore
 from mlc.frontend import onnx_file
+from mlc.frontend.load import load
 from mlc.passes.run import optimize
 from mlc.tune.dispatch import dispatch_context
 from tests import models
@@ -65,7 +65,7 @@ def test_where_it_is_taken(
     tvm: Any, tmp_path: Path, quick_target: str, beta: float, exact: bool, name: str
 ) -> None:
     """It stays in the blocks of the convolution before it."""
-    model, _ = load(onnx_file.read(models.save(net(32, 5, beta=beta), tmp_path)), (), ignore)
+    model = load(onnx_file.read(models.save(net(32, 5, beta=beta), tmp_path)), (), ignore)
     with dispatch_context(lambda _key: None):
         module = optimize(model, tvm.target.Target(quick_target), 3, exact=exact).module
     (call,) = calls_of(module, name)

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import helper
 
-from mlc import driver
 from mlc.events import ignore
+from mlc.frontend import load as imports
 from mlc.frontend import onnx_file
 from mlc.frontend.qdq import to_integers
 from tests import models
@@ -25,7 +25,7 @@ PRODUCTS = ("nn.conv1d", "nn.conv2d", "nn.dense", "nn.batch_matmul")
 def products(proto: onnx.ModelProto, folder: Path) -> list[str]:
     """Return the result types of the products in the imported model."""
     path = models.save(proto, folder, "imported.onnx")
-    model, _ = driver.load(onnx_file.read(path), (), ignore)
+    model = imports.load(onnx_file.read(path), (), ignore)
     calls = [call for name in PRODUCTS for call in calls_of(model.module, name)]
     for call in calls:
         assert {str(arg.checked_type.dtype) for arg in call.args} == {str(call.checked_type.dtype)}

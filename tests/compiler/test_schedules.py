@@ -18,9 +18,9 @@ from onnx import helper
 from mlc import target as targets
 from mlc.codegen.kernels import pass_context
 from mlc.cpu import host_cpu
-from mlc.driver import load
 from mlc.events import ignore
 from mlc.frontend import onnx_file
+from mlc.frontend.load import load
 from mlc.passes.fold import relayout
 from mlc.passes.run import optimize
 from mlc.tune.dispatch import dispatch_context
@@ -195,7 +195,7 @@ def test_products_of_inputs(check: Any, level: int, left: list[int], right: list
 
 def optimized(proto: onnx.ModelProto, folder: Path, llvm: Any) -> Any:
     file = onnx_file.read(models.save(proto, folder))
-    model, _ = load(file, (), ignore)
+    model = load(file, (), ignore)
     with dispatch_context(lambda _key: None):
         return optimize(model, llvm, 3).module
 
