@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types unit compiler e2e slow conformance architectures arm arm64-root bench bench-compile bench-tune records clean
+.PHONY: help setup demo test test-compiler test-rest check format lint types unit compiler e2e slow conformance architectures arm arm64-root bench bench-compile bench-tune records clean
 
 help: ## print these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +20,14 @@ demo: $(STAMP) ## the main job on ResNet-18: export, compile, verify, time again
 	$(BIN)/python -m benchmarks.demo
 
 test: $(STAMP) lint types ## everything CI runs: lint, types, all quick tiers of tests
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(MAKE) --no-print-directory -j2 --output-sync=line test-compiler test-rest
+
+# Two halves side by side: each waits much for single processes of its own.
+test-compiler: $(STAMP)
+	$(BIN)/python -m pytest -q -m "not slow" -p no:cacheprovider tests/compiler
+
+test-rest: $(STAMP)
+	$(BIN)/python -m pytest -q -m "not slow" -p no:cacheprovider --ignore tests/compiler
 
 check: $(STAMP) format lint types unit ## before a commit: format, lint, types, tests without TVM
 
