@@ -20,7 +20,7 @@ demo: $(STAMP) ## the main job on ResNet-18: export, compile, verify, time again
 	$(BIN)/python -m benchmarks.demo
 
 test: $(STAMP) lint types ## everything CI runs: lint, types, all quick tiers of tests
-	$(MAKE) --no-print-directory -j2 --output-sync=line test-compiler test-rest
+	$(MAKE) --no-print-directory -j2 test-compiler test-rest
 
 # Two halves side by side: each waits much for single processes of its own.
 test-compiler: $(STAMP)
