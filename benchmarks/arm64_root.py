@@ -18,7 +18,8 @@ import numpy as np
 import mlc
 from mlc.model import TensorSpec
 from mlc.runtime import inputs
-from mlc.runtime.verify import Reference, compare
+from mlc.runtime.reference import Reference
+from mlc.runtime.verify import compare
 from tests import models
 
 FOLDER = Path("build/arm64").resolve()

@@ -88,16 +88,7 @@ def compile(  # noqa: A001 - the verb
         MismatchError: the result differs from ONNX Runtime's; nothing was written.
         UsageError: an option is wrong, or `output` cannot be written.
     """
-    output = Path(output) if output is not None else default_output(Path(model))
-    kept = options.pop("dynamic", ())
-    kept = (
-        kept
-        if isinstance(kept, (tuple, list))
-        else (kept,)
-        if isinstance(kept, str)
-        else ("*",) * kept
-    )
-    asked = CompileOptions(model=str(model), output=str(output), dynamic=tuple(kept), **options)
+    asked = _asked(model, output, options)
     return compile_with(asked, on_event)
 
 
@@ -132,9 +123,20 @@ def compile_bundle(
     """
     from mlc import multi_target
 
-    output = Path(output) if output is not None else default_output(Path(model))
-    asked = CompileOptions(model=str(model), output=str(output), **options)
-    return multi_target.compile_bundle(asked, targets, on_event)
+    return multi_target.compile_bundle(_asked(model, output, options), targets, on_event)
+
+
+def _asked(model: str | Path, output: str | Path | None, options: dict[str, Any]) -> CompileOptions:
+    """Return the options of a compile; `dynamic` may also be one name, or True for all."""
+    kept = options.get("dynamic", ())
+    if isinstance(kept, bool):
+        kept = ("*",) if kept else ()
+    elif isinstance(kept, str):
+        kept = (kept,)
+    place = default_output(Path(model)) if output is None else output
+    return CompileOptions(
+        **{**options, "model": str(model), "output": str(place), "dynamic": tuple(kept)}
+    )
 
 
 def default_output(model: Path) -> Path:

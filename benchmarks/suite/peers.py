@@ -100,7 +100,7 @@ def _artifact(job: Job, arrays: list[Array]) -> Entrant:
 
 def _onnxruntime(job: Job, arrays: list[Array]) -> Entrant:
     """All its graph optimizations; inputs and outputs bound once."""
-    from mlc.runtime.verify import Reference
+    from mlc.runtime.reference import Reference
 
     reference = Reference(Path(job.onnx), optimize=True, threads=job.threads)
     inputs = dict(zip(reference.inputs, arrays, strict=True))

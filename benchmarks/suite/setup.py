@@ -140,7 +140,7 @@ def make_feed(fields: dict[str, Any], _on_event: OnEvent) -> None:
     The reference is ONNX Runtime's with its graph optimizer off.
     """
     from mlc.runtime import inputs
-    from mlc.runtime.verify import Reference
+    from mlc.runtime.reference import Reference
 
     feed = Feed(**fields)
     manifest = read_manifest(Path(feed.artifact))

@@ -22,8 +22,9 @@ from mlc.frontend.control import DOMAIN
 from mlc.frontend.convert import input_specs
 from mlc.frontend.onnx_file import KEEP_BYTES, OnnxFile
 from mlc.runtime import inputs
+from mlc.runtime.reference import Reference
 from mlc.runtime.run import save_npz
-from mlc.runtime.verify import Reference, compare
+from mlc.runtime.verify import compare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

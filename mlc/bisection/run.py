@@ -22,6 +22,7 @@ from mlc.bisection.trial import OK, Outcome, Trials
 from mlc.errors import ModelError, UsageError
 from mlc.events import OnEvent, Stage
 from mlc.frontend import shapes
+from mlc.new_file import new_file
 from mlc.options import OPT_LEVELS, BisectOptions, CompileOptions
 from mlc.passes.table import pipeline
 
@@ -244,15 +245,5 @@ class _Bisection:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a file, whole or not at all."""
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-        os.close(descriptor)
-        try:
-            shutil.copyfile(source, temporary)
-            Path(temporary).replace(target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {target}: {error.strerror}", "choose a place with `-o`"
-        ) from None
+    with source.open("rb") as original, new_file(target) as file:
+        shutil.copyfileobj(original, file)

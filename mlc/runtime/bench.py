@@ -33,9 +33,10 @@ from mlc.events import Notice, OnEvent, Stage, ignore
 from mlc.runtime import inputs as sources
 from mlc.runtime import profile as profiling
 from mlc.runtime.buckets import open_one
+from mlc.runtime.reference import CPU, CUDA, Reference
 from mlc.runtime.session import Session, threads_in_use
 from mlc.runtime.timing import CROWDED, Comparison, Side, Timing, compare, interleave
-from mlc.runtime.verify import CPU, CUDA, Reference, warn_if_other_model
+from mlc.runtime.verify import warn_if_other_model
 from mlc.tune.peak import peak_gflops
 
 if TYPE_CHECKING:

@@ -105,8 +105,8 @@ def random(
 def _load_npy(path: Path) -> Array:
     _check_size(path)
     try:
-        with path.open("rb") as file:
-            return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+        # Mapped and copied: numpy before 2.3 reads a header with a size of -1 as "to the end".
+        return np.array(np.lib.format.open_memmap(path, mode="r"))
     except (OSError, ValueError, EOFError, MemoryError) as error:
         raise RunError(f"cannot read {path}: {_why(error)}", "save it with numpy.save") from None
 
@@ -131,4 +131,4 @@ def _check_size(path: Path) -> None:
 
 def _why(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error)
-    return "it holds Python objects, not plain arrays" if "pickle" in text.lower() else text
+    return "it holds Python objects, not plain arrays" if "Python objects" in text or "pickle" in text else text

@@ -127,7 +127,8 @@ def fixed(
     sizes = {**asked, **found}
     missing = [name for name in session.dims if name not in sizes]
     if missing:
-        hint = " ".join(option(f"{name}={_example(session, name)}") for name in missing)
+        examples = samples(session.dims)[-1]
+        hint = " ".join(f"--shape {shlex.quote(f'{name}={examples[name]}')}" for name in missing)
         raise RunError(
             f"the size of {', '.join(map(repr, missing))} is open", f"say it, for example {hint}"
         )
@@ -151,15 +152,6 @@ def asked_sizes(session: DynamicSession, shapes: Sequence[str]) -> dict[str, int
                 f"--shape: {name!r} is no open dimension", did_you_mean(name, session.dims)
             )
     return dict(request.dims)
-
-
-def _example(session: DynamicSession, name: str) -> int:
-    return samples(session.dims)[-1][name]
-
-
-def option(value: str) -> str:
-    """Return a `--shape` option to be pasted into a shell."""
-    return f"--shape {shlex.quote(value)}"
 
 
 def sizes_of(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> dict[str, int]:

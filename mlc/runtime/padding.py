@@ -23,7 +23,8 @@ from mlc.options import VerifyOptions
 from mlc.runtime import inputs as sources
 from mlc.runtime.buckets import BucketSession, Pick
 from mlc.runtime.buckets import open as open_session
-from mlc.runtime.verify import Reference, compare_outputs
+from mlc.runtime.reference import Reference
+from mlc.runtime.verify import compare_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ import numpy as np
 
 from mlc.errors import RunError, UsageError
 from mlc.events import Notice, OnEvent
+from mlc.new_file import new_file
 from mlc.runtime import inputs as sources
 from mlc.runtime.buckets import BucketSession, choose, over
 from mlc.runtime.buckets import open as open_session
@@ -123,16 +122,6 @@ def _write_npz(file: IO[bytes], arrays: dict[str, Array]) -> None:
 
 
 def save_npz(path: Path, outputs: dict[str, Array]) -> None:
-    """Write an .npz whole or not at all."""
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                _write_npz(file, outputs)
-            Path(temporary).replace(path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror}", "choose another place with `-o`"
-        ) from None
+    """Write an .npz whole or not at all; UsageError where that is not possible."""
+    with new_file(path) as file:
+        _write_npz(file, outputs)

@@ -8,17 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc import bundle, emulate, ort_env
+from mlc import bundle, emulate
 from mlc.artifact import is_for_gpu
-from mlc.errors import (
-    MismatchError,
-    MissingToolError,
-    ModelError,
-    RunError,
-    UsageError,
-    one_line,
-)
+from mlc.errors import MismatchError, UsageError, one_line
 from mlc.events import Notice, OnEvent, ignore
+from mlc.runtime.reference import Reference
 from mlc.sizes import samples
 
 if TYPE_CHECKING:
@@ -50,7 +44,6 @@ TOLERANCES = {
     "float32": Tolerance(relative=1e-3, absolute=1e-5),
     "float16": Tolerance(relative=1e-2, absolute=2e-3),
 }
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"  # ONNX Runtime's
 EXACT = Tolerance(relative=0.0, absolute=0.0)
 
 
@@ -166,77 +159,6 @@ def _cosine(ours: Array, reference: Array) -> float:
     return float(np.clip(np.dot(a, b) / norms, -1, 1)) if norms else float(np.array_equal(a, b))
 
 
-class Reference:
-    """ONNX Runtime on the original file, its graph optimizer switched off."""
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        optimize: bool = False,
-        threads: int | None = None,
-        provider: str = CPU,
-    ):
-        """Load the model.
-
-        Raises:
-            MissingToolError: this ONNX Runtime cannot use a GPU, and was asked to.
-            ModelError: it cannot load the model.
-        """
-        ort = ort_env.onnxruntime()
-        if provider not in ort.get_available_providers():
-            raise _no_provider("this ONNX Runtime was built without")
-        options = ort.SessionOptions()
-        level = ort.GraphOptimizationLevel
-        options.graph_optimization_level = (
-            level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-        )
-        options.log_severity_level = 4
-        if threads:
-            options.intra_op_num_threads = threads
-        try:
-            # What a GPU does not do, ONNX Runtime always does on the CPU.
-            self.session = ort.InferenceSession(str(path), options, providers=[provider])
-        except Exception as error:  # noqa: BLE001 - ORT raises types of its own
-            first = str(error).strip().splitlines()[0][:300]
-            raise ModelError(
-                f"ONNX Runtime, the reference, cannot load {path}: {first}",
-                "`mlc compile --no-verify` compiles without a reference (recorded in the artifact)",
-            ) from None
-        if provider not in self.session.get_providers():  # it goes on without, and only warns
-            raise _no_provider("ONNX Runtime cannot start")
-        self.name = f"onnxruntime {ort.__version__}"
-        self._device = "cuda" if provider == CUDA else "cpu"
-        self.inputs = [value.name for value in self.session.get_inputs()]
-        self.outputs = [value.name for value in self.session.get_outputs()]
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the reference outputs by name."""
-        try:
-            values = self.session.run(self.outputs, dict(inputs))
-        except Exception as error:  # noqa: BLE001 - ORT raises types of its own
-            first = str(error).strip().splitlines()[0][:300]
-            raise RunError(f"the reference cannot run on these inputs: {first}") from None
-        return {n: np.asarray(v) for n, v in zip(self.outputs, values, strict=True)}
-
-    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Any:
-        """Return an IOBinding of inputs, and of buffers like `outputs`: its runs copy nothing."""
-        value = ort_env.onnxruntime().OrtValue.ortvalue_from_numpy
-        binding = self.session.io_binding()
-        for name, array in inputs.items():
-            binding.bind_ortvalue_input(name, value(array, self._device))
-        for name in self.outputs:
-            binding.bind_ortvalue_output(name, value(outputs[name], self._device))
-        return binding
-
-
-def _no_provider(what: str) -> MissingToolError:
-    return MissingToolError(
-        f"{what} its CUDA provider, and comparing on a GPU needs it",
-        "pip uninstall onnxruntime; pip install onnxruntime-gpu; or leave `--against` out",
-    )
-
-
 def verify(
     options: VerifyOptions,
     on_event: OnEvent = ignore,
@@ -267,7 +189,7 @@ def verify(
         _require_same_names(session, reference, options)
         given = sources.read(options.inputs, session.inputs) if options.inputs else None
         sizes = _sizes(session, options)
-        sessions = _parts(session, sizes) if given is None else [("", session)]
+        sessions = _parts(session, options, sizes) if given is None else [("", session)]
         found: dict[str, list[OutputCheck]] = {}
         for label, one in sessions:
             precision = one.manifest.get("precision", {})
@@ -289,22 +211,28 @@ def verify(
     )
 
 
-def _parts(session: AnySession, sizes: Sequence[dict[str, int]]) -> list[tuple[str, AnySession]]:
+def _parts(
+    session: AnySession, options: VerifyOptions, sizes: Sequence[dict[str, int]]
+) -> list[tuple[str, AnySession]]:
     """Return what is verified one by one, with what the names of its outputs end in."""
-    from mlc.runtime.buckets import BucketSession
+    from mlc.runtime.buckets import BucketSession, choose
     from mlc.runtime.open_session import DynamicSession
 
     if isinstance(session, DynamicSession):
         return [("", session.at(chosen)) for chosen in sizes]
     if not isinstance(session, BucketSession):
         return [("", session)]
-    return [(f" ({bucket})", session.bucket(k)) for k, bucket in enumerate(session.buckets)]
+    wanted = [choose(session, options.shapes)] if options.shapes else range(len(session.buckets))
+    return [(f" ({session.buckets[k]})", session.bucket(k)) for k in wanted]
 
 
 def _sizes(session: AnySession, options: VerifyOptions) -> tuple[dict[str, int], ...]:
     """Return the sizes of open dimensions to compare at; none where shapes are fixed, or by inputs."""
+    from mlc.runtime.buckets import BucketSession
     from mlc.runtime.open_session import DynamicSession, asked_sizes, fixed
 
+    if isinstance(session, BucketSession):
+        return ()
     if not isinstance(session, DynamicSession):
         fixed(session, options.shapes)
         return ()

@@ -29,6 +29,7 @@ from tvm.topi.utils import get_const_tuple
 from mlc.schedules import gemm
 from mlc.schedules.blocks import output_axes
 from mlc.schedules.tails import MARK
+from mlc.schedules.window import Window
 
 TEMPLATE = "conv2d_narrow_mlc.arm"
 GROUP = 4  # channels that one instruction sums up, and sums that it makes
@@ -41,19 +42,12 @@ _BLOCKS = (1, 2, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
-    """An 8-bit convolution without padding: sizes in elements, pairs are (down, across)."""
+class Layer(Window):
+    """An 8-bit convolution without padding; blocks of inputs and of filters."""
 
-    batch: int
-    channels: int
-    height: int
-    width: int
     filters: int
     in_block: int
     out_block: int
-    taps: tuple[int, int]
-    strides: tuple[int, int]
-    dilation: tuple[int, int]
 
     @property
     def image(self) -> tuple[int, ...]:
@@ -70,13 +64,8 @@ class Layer:
     @property
     def outputs(self) -> tuple[int, ...]:
         """The shape of the outputs in blocks."""
-        high, wide = (
-            (size - (tap - 1) * far - 1) // step + 1
-            for size, tap, far, step in zip(
-                (self.height, self.width), self.taps, self.dilation, self.strides, strict=True
-            )
-        )
-        return self.batch, self.filters // self.out_block, high, wide, self.out_block
+        size = self.out_height, self.out_width
+        return self.batch, self.filters // self.out_block, *size, self.out_block
 
     def registers(self, columns: int, blocks: int) -> int:
         """Return the vectors that a tile takes: its sums, a step's weights, one of data."""
@@ -100,6 +89,7 @@ def layer_of(data: Any, weight: Any, strides: Any, dilation: Any) -> Layer:
         out_block=out_block,
         taps=shape[2:4],
         strides=tuple(get_const_tuple(strides)),
+        padding=(0, 0, 0, 0),
         dilation=tuple(get_const_tuple(dilation)),
     )
 

@@ -70,13 +70,11 @@ def together(parts: Sequence[Versus]) -> Versus:
 
 def profile_artifact(fields: dict[str, Any], _on_event: OnEvent) -> dict[str, float]:
     """Answer `kernel_seconds`, in the child."""
-    from mlc.runtime.open_session import fixed
     from mlc.runtime.profile import profile
     from mlc.runtime.session import open as open_session
 
     asked = Timed(**fields)
-    with open_session(asked.artifact, threads=asked.threads) as opened:
-        session = fixed(opened, ())
+    with open_session(asked.artifact, threads=asked.threads) as session:
         _fill(session)
         session.run_in_place()
         return {kernel.symbol: kernel.seconds for kernel in profile(session, asked.seconds)}
@@ -84,7 +82,6 @@ def profile_artifact(fields: dict[str, Any], _on_event: OnEvent) -> dict[str, fl
 
 def compare_artifacts(fields: dict[str, Any], _on_event: OnEvent) -> dict[str, float]:
     """Answer `versus`, in the child."""
-    from mlc.runtime.open_session import fixed
     from mlc.runtime.session import open as open_session
     from mlc.runtime.timing import Side, compare, interleave
 
@@ -94,8 +91,7 @@ def compare_artifacts(fields: dict[str, Any], _on_event: OnEvent) -> dict[str, f
         open_session(str(asked.other), threads=asked.threads) as after,
     ):
         sides = []
-        for name, opened in (("tuned", after), ("untuned", before)):
-            session = fixed(opened, ())
+        for name, session in (("tuned", after), ("untuned", before)):
             _fill(session)
             sides.append(Side(name, session.run_in_place))
             sides[-1].warm_up(0.3)
@@ -114,6 +110,5 @@ def compare_artifacts(fields: dict[str, Any], _on_event: OnEvent) -> dict[str, f
 def _fill(session: Any) -> None:
     from mlc.runtime import inputs
 
-    arrays = inputs.random(session.inputs, 0, session.manifest.get("index_bounds", {}))
-    for spec, view in zip(session.inputs, session.input_views, strict=True):
-        view[...] = arrays[spec.name]
+    bounds = session.manifest.get("index_bounds", {})
+    session.fill(inputs.random(session.inputs, 0, bounds))

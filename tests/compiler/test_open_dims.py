@@ -15,7 +15,8 @@ from mlc import sizes
 from mlc.errors import ModelError, RunError, UsageError
 from mlc.runtime.buckets import open as open_session
 from mlc.runtime.open_session import DynamicSession
-from mlc.runtime.verify import Reference, compare
+from mlc.runtime.reference import Reference
+from mlc.runtime.verify import compare
 from tests import models
 from tests.compiler.conftest import Compile
 

@@ -17,7 +17,7 @@ from mlc import artifact
 from mlc.errors import MissingToolError, RunError
 from mlc.gpu import ptxas
 from mlc.runtime.buckets import BucketSession
-from mlc.runtime.verify import Reference
+from mlc.runtime.reference import Reference
 from tests import models
 
 WIDTH = 12
@@ -151,6 +151,14 @@ def test_every_bucket_is_verified(mlc, two_dims, tmp_path):
     ).tobytes()
     models.save(other, tmp_path, "other.onnx")
     mlc("verify", "net.mlc", tmp_path / "other.onnx", cwd=two_dims, check_code=9)
+
+
+def test_one_bucket_is_verified_by_its_sizes(mlc, two_dims):
+    only = ("verify", "net.mlc", "net.onnx", "--rounds", 1, "--json", "-s")
+    found = json.loads(mlc(*only, "batch=4", "-s", "seq=5", cwd=two_dims).stdout)
+    assert [check["name"] for check in found["outputs"]] == ["y (batch=4, seq=5)"]
+    done = mlc(*only, "batch=5", cwd=two_dims, check_code=2)
+    assert "choose one of: batch=1, seq=5" in done.stderr
 
 
 def test_inputs_from_files_choose_the_bucket(mlc, conv, tmp_path):

@@ -26,7 +26,7 @@ from mlc.runtime.buckets import over
 from mlc.runtime.cuda import CudaSession
 from mlc.runtime.driver_api import Driver
 from mlc.runtime.session import open as open_session
-from mlc.runtime.verify import CUDA
+from mlc.runtime.reference import CUDA
 from tests.fake_gpu import FakeDriver
 
 # y[k] = x[k] + w[k], by way of a temporary; the scalar argument is added as well.
