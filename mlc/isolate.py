@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import gc
 import importlib
 import json
 import os
@@ -167,9 +168,7 @@ def forked(work: Work) -> Any:
     with tempfile.TemporaryFile() as log:
         sys.stdout.flush()
         sys.stderr.flush()
-        with warnings.catch_warnings():  # other threads here are idle; the fork uses none of them
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
+        pid = fork()
         if pid == 0:
             os.close(read_fd)
             os.dup2(log.fileno(), 1)
@@ -187,6 +186,25 @@ def forked(work: Work) -> Any:
         if answer.outcome is None:
             raise _crash(os.waitstatus_to_exitcode(status), answer.doing, log)
     return _unpack(answer.outcome)
+
+
+def fork() -> int:
+    """Return what `os.fork` does; the child never collects garbage that it inherits.
+
+    Destructors of native objects (ONNX Runtime's sessions) wait for their threads to end, and a fork
+    has none of its parent's threads: a collection at the wrong moment would wait for ever.
+    """
+    gc.freeze()
+    try:
+        with warnings.catch_warnings():  # threads here are idle, or restarted by their library
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+    except BaseException:
+        gc.unfreeze()
+        raise
+    if pid:
+        gc.unfreeze()
+    return pid
 
 
 def _answer(write_fd: int, work: Work) -> NoReturn:

@@ -131,4 +131,8 @@ def _check_size(path: Path) -> None:
 
 def _why(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error)
-    return "it holds Python objects, not plain arrays" if "Python objects" in text or "pickle" in text else text
+    return (
+        "it holds Python objects, not plain arrays"
+        if "Python objects" in text or "pickle" in text
+        else text
+    )

@@ -22,13 +22,12 @@ import sys
 import tempfile
 import time
 import traceback
-import warnings
 from collections import deque
 from dataclasses import dataclass
 from socket import socket, socketpair
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
-from mlc import tvm_env
+from mlc import isolate, tvm_env
 from mlc.tune import worker
 from mlc.tune.place import Here
 from mlc.tune.worker import Channel, Job
@@ -124,8 +123,7 @@ class Foreman:
         autotvm.GLOBAL_SCOPE.in_tuning = True  # templates take packed arguments, as AutoTVM's do
         for target in {str(task.target): task.target for task in self._tasks.values()}.values():
             worker.warm_up(target, self._place)
-        gc.collect()
-        gc.freeze()  # children then do not copy what they only look at
+        gc.collect()  # so that children, who keep what they inherit, inherit less
         try:
             while (request := self._channel.receive()) is not None:
                 waiting = deque((position, Job(**job)) for position, job in enumerate(request))
@@ -244,10 +242,7 @@ def fork(
     `leader` has its own process group and session, out of reach of the terminal's Ctrl-C.
     """
     parent = os.getpid()
-    with warnings.catch_warnings():
-        # The threads that Python warns of are OpenBLAS's; it restarts its own.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
+    pid = isolate.fork()
     if pid:
         return pid
     status = 1

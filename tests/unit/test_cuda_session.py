@@ -25,8 +25,8 @@ from mlc.runtime.bench import bench
 from mlc.runtime.buckets import over
 from mlc.runtime.cuda import CudaSession
 from mlc.runtime.driver_api import Driver
-from mlc.runtime.session import open as open_session
 from mlc.runtime.reference import CUDA
+from mlc.runtime.session import open as open_session
 from tests.fake_gpu import FakeDriver
 
 # y[k] = x[k] + w[k], by way of a temporary; the scalar argument is added as well.
