@@ -282,8 +282,8 @@ def test_the_report_without_a_measurement(child: Child, folder: Path) -> None:
 
 
 def test_the_report_of_a_model_that_was_not_compared(child: Child, folder: Path) -> None:
-    child.answers["tune_model"] = {**REPORT, "model": None, "not_compared": "the device is gone"}
-    assert "not compared end to end (the device is gone)" in ask("net.onnx").stdout
+    child.answers["tune_model"] = {**REPORT, "model": None, "not_compared": "[::1]:9 [/b] is gone"}
+    assert "not compared end to end ([::1]:9 [/b] is gone)" in ask("net.onnx").stdout
 
 
 def test_json(child: Child, folder: Path) -> None:
