@@ -17,7 +17,7 @@ from mlc.errors import RunError
 from mlc.gpu.device import Launch
 from mlc.options import RpcServerOptions
 from mlc.rpc import serve as serving
-from mlc.runtime import cuda_kernel, driver_api
+from mlc.runtime import cuda, cuda_kernel, driver_api, timing
 
 
 class FakeDriver:
@@ -116,7 +116,7 @@ class ScriptedDriver(FakeDriver):
     """A launch takes `scripted` seconds by the threads of a block; blocks of certain sizes do what they should not."""
 
     arch = (8, 0)
-    now = 0.0
+    now = 0.0  # of all of a process
 
     def launch(self, function: int, step: Launch, arguments: list[Any]) -> None:
         threads = int(np.prod(step.block))
@@ -130,10 +130,26 @@ class ScriptedDriver(FakeDriver):
         if threads == WRONG:
             for buffer in self.memory:
                 buffer[:] += 1
-        self.now += scripted(threads)
+        ScriptedDriver.now += scripted(threads)
 
     def clock(self) -> float:
         return self.now
+
+
+class ScriptedTime:
+    """Stands for the module `time` where whole models are timed: by the scripted clock."""
+
+    @staticmethod
+    def perf_counter_ns() -> int:
+        return round(ScriptedDriver.now * 1e9)
+
+    @staticmethod
+    def perf_counter() -> float:
+        return ScriptedDriver.now
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        """Take no time."""
 
 
 def serve(tracker: str) -> None:
@@ -145,7 +161,8 @@ def serve(tracker: str) -> None:
         load(self, driver, program, use_cubin=False)  # the simulator reads no machine code
 
     cuda_kernel.LoadedKernel.__init__ = load_ptx  # type: ignore[method-assign]
-    driver_api.Driver = ScriptedDriver  # type: ignore[assignment, misc]
+    driver_api.Driver = cuda.Driver = ScriptedDriver  # type: ignore[assignment, misc]
+    timing.time = ScriptedTime  # type: ignore[assignment]
     options = RpcServerOptions(key="gpu", device="cuda", tracker=tracker, port=0)
     serving.serve_device(options, lambda address: print(address, flush=True))  # noqa: T201
 

@@ -242,6 +242,9 @@ def _show_report(found: dict[str, Any]) -> None:
             f"model: {model['before'] * 1e3:.2f} ms -> {model['after'] * 1e3:.2f} ms, "
             f"{model['ratio']:.2f}x ({model['low']:.2f} to {model['high']:.2f})"
         )
+    elif found.get("not_compared"):
+        why = f"model: not compared end to end ({found['not_compared']})"
+        console().print(why, soft_wrap=True, markup=False)
     for line in trust_lines(found["trust"]):
         console().print(line, soft_wrap=True)
     console().print(f"records: {found['logs']} ({found['device']})", soft_wrap=True)

@@ -82,7 +82,7 @@ def render(found: Mapping[str, Any], options: TuneOptions, svg: str) -> str:
     peak = found.get("peak_gflops")
     return _PAGE.substitute(
         title=_text(f"Tuning of {Path(str(options.model)).name}"),
-        verdict=_text(_verdict(found.get("model"))),
+        verdict=_text(_verdict(found.get("model"), found.get("not_compared") or "")),
         facts="\n".join(
             f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>"
             for name, value in _facts(found, options)
@@ -95,7 +95,9 @@ def render(found: Mapping[str, Any], options: TuneOptions, svg: str) -> str:
     )
 
 
-def _verdict(model: Mapping[str, float] | None) -> str:
+def _verdict(model: Mapping[str, float] | None, why: str) -> str:
+    if why:
+        return f"The tuned model is used, but was not compared end to end: {why}."
     if model is None:
         return "Nothing new was chosen in this run, so the model was not timed again."
     return (

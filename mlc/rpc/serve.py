@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from mlc import isolate, tvm_env
 from mlc.errors import UsageError
 from mlc.isolate import die_with_parent
-from mlc.rpc import address, facts, gpu
+from mlc.rpc import address, artifacts, facts, gpu
 from mlc.rpc.address import Address
 from mlc.rpc.tracker import Tracker
 
@@ -101,7 +101,7 @@ def serve_device(options: RpcServerOptions, ready: Callable[[Address], None]) ->
 
 
 def _offer_functions(card: dict[str, str] | None) -> None:
-    """Register what `mlc.tune.session` calls in a session, beside TVM's own functions."""
+    """Register what `mlc.tune` calls in a session, beside TVM's own functions."""
     import tvm
 
     from mlc.runtime.session import set_threads
@@ -119,6 +119,8 @@ def _offer_functions(card: dict[str, str] | None) -> None:
     for name, function in {
         facts.FUNCTION: partial(facts.here, card),
         **({gpu.FUNCTION: gpu.answer} if card else {}),
+        artifacts.APPEND: artifacts.append,
+        artifacts.FUNCTION: artifacts.answer,
         "mlc.begin": begin,
         "mlc.fill": fill,
         "mlc.waiting_seconds": waiting_seconds,

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import selectors
 import shlex
-import signal
-import tempfile
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
-from os import kill, waitpid
-from socket import socketpair
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlc import target, tvm_env
@@ -19,16 +15,16 @@ from mlc.errors import TargetError, TuningError, UsageError, did_you_mean
 from mlc.events import Notice
 from mlc.rpc import address, facts
 from mlc.rpc.tracker import Tracker
+from mlc.tune.aside import readable, start
 from mlc.tune.device import Device, device_for, gpu_device
-from mlc.tune.foreman import fork
 from mlc.tune.session import ASK_S, connect, describe
-from mlc.tune.worker import Channel
 
 if TYPE_CHECKING:
     from mlc.events import OnEvent
     from mlc.options import TuneOptions
     from mlc.rpc.address import Address
     from mlc.rpc.tracker import Grant
+    from mlc.tune.worker import Channel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,12 +155,12 @@ def _ask(tracker: Tracker, key: str, count: int) -> dict[Address, facts.DeviceFa
         children = {}
         for _ in range(count):
             tracker.request(key)
-            if not _readable(tracker, deadline):
+            if not readable(tracker, deadline):
                 break
             grant = tracker.granted()
-            children[grant.address] = _child(grant, open_sessions)
+            children[grant.address] = start(partial(_describe, grant), open_sessions)
         for device, channel in children.items():
-            answer = channel.receive() if _readable(channel.end, deadline) else None
+            answer = channel.receive() if readable(channel.end, deadline) else None
             found[device] = _believed(answer)
     return found
 
@@ -180,34 +176,11 @@ def _believed(answer: Any) -> facts.DeviceFacts | str:
         return error.message
 
 
-def _child(grant: Grant, stack: ExitStack) -> Channel:
-    """Start a process that opens a session, sends what the device says, and waits to be ended."""
-    ours, theirs = socketpair()
-    log = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
-
-    def work() -> None:
-        channel = Channel(theirs)
-        try:
-            session = connect(grant, 3 * ASK_S)
-            channel.send({"facts": describe(session)})
-        except Exception as error:  # noqa: BLE001 - TVM raises anything
-            channel.send({"why": tvm_env.reason(error)})
-        channel.receive()
-
-    pid = fork(work, log, [theirs])
-    theirs.close()
-
-    def end() -> None:
-        with suppress(ProcessLookupError):
-            kill(pid, signal.SIGKILL)
-        waitpid(pid, 0)
-        ours.close()
-
-    stack.callback(end)
-    return Channel(ours)
-
-
-def _readable(source: Any, deadline: float) -> bool:
-    with selectors.DefaultSelector() as selector:
-        selector.register(source, selectors.EVENT_READ)
-        return bool(selector.select(max(0.0, deadline - time.monotonic())))
+def _describe(grant: Grant, channel: Channel) -> None:
+    """Open a session, send what the device says, and wait to be ended."""
+    try:
+        session = connect(grant, 3 * ASK_S)
+        channel.send({"facts": describe(session)})
+    except Exception as error:  # noqa: BLE001 - TVM raises anything
+        channel.send({"why": tvm_env.reason(error)})
+    channel.receive()

@@ -60,7 +60,7 @@ class OnGpu(There):
             SessionEnded: the device does not answer, or is another one.
         """
         # No limits: the driver maps more memory than it takes.
-        self._open(Grant(**word), session_seconds(len(trials), settings.run_timeout), None)
+        self.open(Grant(**word), session_seconds(len(trials), settings.run_timeout), None)
 
     def results(
         self, job: Job, trials: Sequence[Trial], settings: Settings

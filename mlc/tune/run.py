@@ -14,20 +14,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlc import artifact
 from mlc.cache import open_cache
 from mlc.errors import TuningError
 from mlc.events import Baseline, Notice, OnEvent
-from mlc.tune import applied, baseline, loop, models, peak
+from mlc.tune import applied, loop, models, peak
 from mlc.tune.budget import Scheduler, TaskState
-from mlc.tune.final import Choice, choose_winners, is_open, take_back
+from mlc.tune.final import Choice, choose_winners, is_open
 from mlc.tune.record import FALLBACK, Record
 from mlc.tune.remote import RemoteMeasurer, untuned_seconds
 from mlc.tune.store import Hit, Store, best_in
-from mlc.tune.subject import Subject, build_with, check_options, logs_root, options_of, prepare
+from mlc.tune.subject import Subject, check_options, logs_root, options_of, prepare
 from mlc.tune.tasks import Task, autotvm_task, template_hash
-
-_COMPARE_S = (2.0, 6.0)  # the longer time when the shorter one does not tell which is faster
+from mlc.tune.whole import model_times
 
 
 def list_tasks(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
@@ -78,47 +76,11 @@ def tune_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
             template: asdict(found) if found else None
             for template, found in models.update(run).items()
         }
-        report["model"] = model_times(run, choices, Path(folder))
+        report.update(model_times(run, choices, Path(folder)))
         report["peak_gflops"] = limit
         report["curve"] = [asdict(point) for point in run.progress.curve]
     report["seconds"] = time.perf_counter() - started
     return report
-
-
-def model_times(run: Run, choices: Sequence[Choice], folder: Path) -> dict[str, float] | None:
-    """Return how the model with the chosen configs compares with the untuned one, end to end.
-
-    None when this run chose nothing, or other machines measured. When it is not faster, the choices
-    of this run are taken back: what was chosen before it is recorded again, else the default.
-    """
-    if not choices:
-        return None
-    subject = run.subject
-    if subject.farm:
-        text = "compare tuned and untuned on the device, with `mlc bench`: here it was not done"
-        run.on_event(Notice(text=text))
-        return None
-    records = {key: hit.record for key, hit in run.in_use(run.by_key).items()}
-    pairs: list[tuple[Path, Path]] = []
-    for built in build_with(subject.options, subject.chosen, records.get, run.on_event):
-        tuned = folder / f"tuned{len(pairs)}.mlc"
-        artifact.save(built.contents, tuned)
-        pairs.append((subject.untuned[len(pairs)], tuned))
-    for seconds in _COMPARE_S:
-        found = baseline.together(
-            [baseline.versus(*pair, subject.device.threads, seconds) for pair in pairs]
-        )
-        if not found.low < 1 < found.high:
-            break
-    if found.ratio < 1 and take_back(run, choices):
-        run.on_event(
-            Notice(
-                text=f"the tuned model takes {1 / found.ratio:.2f} times as long as the untuned "
-                "one: its configs are not used",
-                level="warning",
-            )
-        )
-    return asdict(found)
 
 
 class Run:

@@ -89,12 +89,16 @@ class There:
             SessionEnded: the device does not answer, or is another one.
         """
         seconds = session_seconds(len(trials), settings.run_timeout)
-        self._open(Grant(**word), seconds, (settings.threads, settings.memory_bytes))
+        self.open(Grant(**word), seconds, (settings.threads, settings.memory_bytes))
         for position, trial in enumerate(trials):
             trial.guard("runtime", self._load, trial, f"{position}.so")
 
-    def _open(self, grant: Grant, seconds: float, limits: tuple[int, int] | None) -> None:
-        """Open a session with the expected device, for threads and bytes of memory, if those count."""
+    def open(self, grant: Grant, seconds: float, limits: tuple[int, int] | None) -> None:
+        """Open a session with the expected device, for threads and bytes of memory, if those count.
+
+        Raises:
+            SessionEnded: the device does not answer, or is another one.
+        """
         try:
             self.session = connect(grant, seconds)
             found = facts.read(describe(self.session))

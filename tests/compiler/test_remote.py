@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import time
@@ -11,14 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onnx import helper
 
+from mlc import compile as compile_model
+from mlc.errors import TuningError
 from mlc.events import Notice
 from mlc.options import TuneOptions
 from mlc.rpc.address import parse
 from mlc.rpc.tracker import Tracker
+from mlc.tune import afar
+from mlc.tune.baseline import Versus
 from mlc.tune.farm import Farm, find
 from mlc.tune.record import workload_key
 from mlc.tune.remote import RemoteMeasurer
+from tests import models
 from tests.compiler.test_measure import IMPATIENT, QUICK, by_key, script, scripted, tasks
 
 __all__ = ["scripted", "tasks"]
@@ -37,6 +44,8 @@ from tests.compiler.test_measure import misbehave
 def when_run(source, result, how):
     misbehave(how)
     result.copyfrom(source.numpy() + (how == "wrong"))
+for how in ("abort", "sleep", "raise"):
+    tvm.register_func("mlc.test." + how, lambda *_, how=how: misbehave(how))
 options = RpcServerOptions(key="here", tracker=sys.argv[1], port=0)
 serve.serve_device(options, lambda address: print(address, flush=True))
 """
@@ -126,3 +135,62 @@ def test_what_kernels_do_to_the_device(farm: Farm, scripted: Any) -> None:
     assert found == cases
     assert (wrong.passed, fine.passed) == (False, True)
     assert "MISMATCH" in wrong.detail
+
+
+# --- whole models --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Artifacts of two models with equal inputs, the first of which has much more to compute."""
+    folder = tmp_path_factory.mktemp("pair")
+    found = []
+    for count in (8, 1):
+        names = ["x", *(f"h{k}" for k in range(1, count)), "y"]
+        nodes = [helper.make_node("MatMul", [a, "w"], [b]) for a, b in itertools.pairwise(names)]
+        weights = {"w": models.floats(256, 256, scale=0.05)}
+        model = models.model(nodes, {"x": [64, 256]}, ["y"], weights)
+        models.save(model, folder, f"{count}.onnx")
+        found.append(folder / f"{count}.mlc")
+        compile_model(folder / f"{count}.onnx", output=found[-1])
+    return found[0], found[1]
+
+
+def compared(farm: Farm, pair: tuple[Path, Path]) -> Versus:
+    return afar.versus(*pair, farm=farm, threads=1, model_seconds=0.0, on_event=refuse)
+
+
+def test_whole_models_are_compared_there(farm: Farm, pair: tuple[Path, Path]) -> None:
+    found = compared(farm, pair)
+    assert found.before > 2 * found.after > 0
+    assert found.high >= found.ratio >= found.low > 2
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("abort", "SIGABRT"),
+        ("sleep", "the device ended the session"),
+        ("raise", "did not compare them"),
+    ],
+)
+def test_a_comparison_that_fails_there(
+    farm: Farm, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, how: str, why: str
+) -> None:
+    monkeypatch.setattr(afar, "FUNCTION", f"mlc.test.{how}")
+    monkeypatch.setattr(afar, "_TIMING_S", 0.0)
+    monkeypatch.setattr(afar, "TRANSFER_S", 3.0)
+    with pytest.raises(TuningError, match=why):
+        compared(farm, pair)
+    assert farm.devices()
+
+
+def test_an_artifact_that_the_device_cannot_open(
+    farm: Farm, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.mlc"
+    data = bytearray(pair[0].read_bytes())
+    data[len(data) // 2] ^= 1
+    broken.write_bytes(data)
+    with pytest.raises(TuningError, match=r"the device says: .*after\.mlc"):
+        compared(farm, (pair[0], broken))

@@ -88,3 +88,6 @@ def check_report(report: dict[str, Any]) -> None:
     assert task["template"] == "conv2d_nchw.cuda"
     assert task["untuned"] > task["best"] > 0
     assert task["checked"] == "agrees"
+    # The model is its one kernel, and compared on the device.
+    assert report["not_compared"] == ""
+    assert report["model"]["ratio"] == pytest.approx(task["untuned"] / task["best"])

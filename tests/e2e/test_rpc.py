@@ -145,6 +145,8 @@ def test_a_server_is_killed_during_a_run(
     assert report["measured"] == len(trials) == TRIALS
     assert [record.message for record in trials if record.reason] == []
     assert any(record.chosen for record in records)
+    assert report["not_compared"] == ""
+    assert report["model"]["before"] > 0  # the whole model ran on the server that stays
 
     warnings = [e["text"] for e in events if e["event"] == "notice" and e["level"] == "warning"]
     assert any(dies.address in text for text in warnings), warnings
@@ -155,6 +157,39 @@ def test_a_server_is_killed_during_a_run(
     assert stays.stop() == 0
     assert tracker.stop() == 0
     wait_for(lambda: not in_session(stays.process.pid) and not in_session(tracker.process.pid))
+
+
+def test_the_only_server_is_killed_while_it_compares(
+    mlc: Command, environment: dict[str, str], tmp_path: Path, start: Start
+) -> None:
+    """The run ends well, with what it chose, and says that this was not compared."""
+    models.save(small_net(), tmp_path, "net.onnx")
+    tracker = start("tracker")
+    server = start("server", "--key", "here", "--tracker", tracker.address)
+    wait_for(lambda: "here" in devices(mlc, tracker, tmp_path))
+    tuning = subprocess.Popen(
+        [sys.executable, "-m", "mlc", "tune", "net.onnx", "--trials", "4", "--json",
+         "--tracker", tracker.address, "--key", "here"],
+        cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for(lambda: any(map(holds_artifacts, sessions_of(server))))
+    os.killpg(server.process.pid, signal.SIGKILL)
+    out, err = tuning.communicate(timeout=60)
+    assert tuning.returncode == 0, err
+    report = json.loads(out)
+    assert report["model"] is None
+    assert f"the device at {server.address} did not compare them" in report["not_compared"]
+    warnings = [json.loads(line) for line in err.splitlines() if '"warning"' in line]
+    assert "not compared with the untuned model end to end" in warnings[-1]["text"]
+    records = records_in(tmp_path)
+    assert len([record for record in records if not record.chosen]) == report["measured"] == 4
+    chosen = {record.workload: record for record in records if record.chosen}
+    assert len(chosen) == len([r for r in records if r.chosen]) > 0  # nothing was taken back
+
+
+def holds_artifacts(session: int) -> bool:
+    """Whether a session has got both artifacts."""
+    return Path(f"/proc/{session}/cwd/after.mlc").exists()
 
 
 def test_what_is_not_there(mlc: Command, tmp_path: Path, start: Start) -> None:

@@ -281,6 +281,11 @@ def test_the_report_without_a_measurement(child: Child, folder: Path) -> None:
     assert "model:" not in result.stdout
 
 
+def test_the_report_of_a_model_that_was_not_compared(child: Child, folder: Path) -> None:
+    child.answers["tune_model"] = {**REPORT, "model": None, "not_compared": "[::1]:9 [/b] is gone"}
+    assert "not compared end to end ([::1]:9 [/b] is gone)" in ask("net.onnx").stdout
+
+
 def test_json(child: Child, folder: Path) -> None:
     assert json.loads(ask("net.onnx", "--json").stdout) == REPORT
     assert json.loads(ask("net.onnx", "--list", "--json").stdout) == LISTED

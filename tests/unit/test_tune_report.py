@@ -130,6 +130,11 @@ def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
     assert "Nothing new was chosen" in page.text
 
 
+def test_a_model_that_was_not_compared(tmp_path: Path) -> None:
+    page = written(tmp_path, {**FOUND, "model": None, "not_compared": "the device is <gone>"})
+    assert "was not compared end to end: the device is <gone>." in page.text
+
+
 def test_a_run_that_measured_nothing(tmp_path: Path) -> None:
     assert written(tmp_path, {**FOUND, "curve": FOUND["curve"][:1]}).count("svg") == 1
 
