@@ -14,7 +14,6 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlc.codegen.link import find_linker
 from mlc.errors import TuningError
 from mlc.events import Notice
 from mlc.gpu import ptxas
@@ -23,7 +22,7 @@ from mlc.tune.foreman import Child, Foreman
 from mlc.tune.measure import Measurer
 from mlc.tune.on_gpu import OnGpu
 from mlc.tune.roster import Roster
-from mlc.tune.session import There, session_seconds
+from mlc.tune.session import There, linker_for, session_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,7 +56,10 @@ class RemoteMeasurer(Measurer):
         Raises:
             MissingToolError: this platform cannot fork, or there is no linker (for a GPU no assembler).
         """
-        find_linker() if self.settings.gpu is None else ptxas.find()
+        if self.settings.gpu is not None:
+            ptxas.find()
+        for task in self.tasks.values() if self.settings.gpu is None else ():
+            linker_for(task.target)
         self._scratch = tempfile.TemporaryDirectory(prefix="mlc-")
         super().__enter__()
         return self

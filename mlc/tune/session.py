@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlc import tvm_env
-from mlc.codegen.link import link
+from mlc.codegen.link import Linker, find_linker, link
 from mlc.errors import TuningError
 from mlc.rpc import facts
 from mlc.rpc.serve import CRASHED
@@ -34,6 +34,15 @@ ASK_S = 20.0
 def session_seconds(candidates: int, run_timeout: float) -> float:
     """Return after how long a server ends a session by itself."""
     return TRANSFER_S + candidates * run_timeout
+
+
+def linker_for(target: Any) -> Linker:
+    """Return what links for a target of TVM's.
+
+    Raises:
+        MissingToolError: nothing here does; the hint says what to install.
+    """
+    return find_linker(str(target.attrs.get("mtriple", "")))
 
 
 def connect(grant: Grant, seconds: float) -> Any:
@@ -75,7 +84,7 @@ class There:
         with tempfile.TemporaryDirectory(prefix="mlc-") as folder:
             code, library = Path(folder, "kernel.o"), Path(folder, "kernel.so")
             module.save(str(code))
-            link([code], library)
+            link([code], library, linker_for(target))
             return library.read_bytes()
 
     def defaults(self) -> list[Any]:

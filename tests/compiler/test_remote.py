@@ -20,11 +20,13 @@ from mlc.events import Notice
 from mlc.options import TuneOptions
 from mlc.rpc.address import parse
 from mlc.rpc.tracker import Tracker
+from mlc.target import resolve
 from mlc.tune import afar
 from mlc.tune.baseline import Versus
 from mlc.tune.farm import Farm, find
 from mlc.tune.record import workload_key
 from mlc.tune.remote import RemoteMeasurer
+from mlc.tune.session import There
 from tests import models
 from tests.compiler.test_measure import IMPATIENT, QUICK, by_key, script, scripted, tasks
 
@@ -111,6 +113,27 @@ def test_a_slower_kernel_costs_more(tvm: Any, farm: Farm) -> None:
     with RemoteMeasurer(known, replace(QUICK, flush=True), farm, refuse) as measurer:
         (cold,) = measurer.measure([(next(iter(known)), 0)])
     assert cold.costs[0] > 1e-9
+
+
+def test_kernels_for_another_instruction_set_are_linked_for_it(
+    tvm: Any, farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linker = tmp_path / "linker"  # what it makes is the kernel's object file
+    linker.write_text(
+        f"#!{sys.executable}\n"
+        "import pathlib, shutil, sys\n"
+        "at, output = (next(w for w in sys.argv if w[:1] == '@'), sys.argv.index('-o') + 1)\n"
+        "objects = pathlib.Path(at[1:]).read_text().splitlines()\n"
+        "shutil.copyfile(objects[0].strip('\"'), sys.argv[output])\n"
+    )
+    linker.chmod(0o755)
+    monkeypatch.setenv("CXX_aarch64_linux_gnu", str(linker))
+    place = There(farm.facts)
+    x = tvm.te.placeholder((8,), name="x")
+    y = tvm.te.compute((8,), lambda i: x[i] + 1.0, name="y")
+    target = tvm.target.Target(resolve("rpi4").tvm)
+    code = place.compile(tvm.te.create_schedule(y.op), [x, y], target)
+    assert int.from_bytes(code[18:20], "little") == 183  # ELF's EM_AARCH64
 
 
 def test_what_kernels_do_to_the_device(farm: Farm, scripted: Any) -> None:
