@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 
 from mlc.frontend import shapes
-from mlc.frontend.open_nodes import NODES
 from mlc.frontend.open_values import RULES
 from mlc.inspection.static import BY_VALUES, Problem, counted, of_inference, of_types, shaping
 
@@ -136,7 +135,7 @@ class _Graph:
         operands = [name for name in shaping(node) if name not in self.known]
         if any(name not in self.sized for name in operands):
             return Refusal("an operand that decides a shape depends on the input's values")
-        if operands and node.op_type not in NODES:
+        if operands:
             return Refusal("an operand that decides a shape is made of sizes", certain=False)
         return None
 

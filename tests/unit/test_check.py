@@ -305,12 +305,17 @@ def test_shapes_from_sizes_and_from_values(tmp_path: Path) -> None:
 
 
 def test_what_only_compiling_tells(tmp_path: Path) -> None:
-    nodes = [node("Shape", ["x"], ["s"]), node("Tile", ["one", "s"], ["y"], "tile")]
-    proto = models.model(nodes, {"x": ["n", 6]}, ["y"], {"one": models.floats(1, 1)})
-    found = check_open(proto, tmp_path)
-    assert found["compiles"]
-    assert stays(found) == {"n": None}
-    assert "Tile, 1x ('tile')" in found["dynamic"][0]["why"][0]
+    """No converter takes such a Tile, and the Reshape makes a fixed number of elements."""
+    weights = {"one": models.floats(1, 1), "seven": np.array([7])}
+    for operator, operands in (("Tile", ["one", "s"]), ("Reshape", ["x", "odd"])):
+        nodes = [
+            node("Shape", ["x"], ["s"]), node("Add", ["s", "seven"], ["odd"]),
+            node(operator, operands, ["y"], "layer"),
+        ]  # fmt: skip
+        found = check_open(models.model(nodes, {"x": ["n", 6]}, ["y"], weights), tmp_path)
+        assert found["compiles"]
+        assert stays(found) == {"n": None}
+        assert f"{operator}, 1x ('layer')" in found["dynamic"][0]["why"][0]
 
 
 def test_dimensions_that_are_not_open(tmp_path: Path) -> None:
