@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlc import events, isolate
+from mlc import events, isolate, sizes
 from mlc.options import (
     BenchOptions,
     BisectOptions,
@@ -128,15 +128,9 @@ def compile_bundle(
 
 def _asked(model: str | Path, output: str | Path | None, options: dict[str, Any]) -> CompileOptions:
     """Return the options of a compile; `dynamic` may also be one name, or True for all."""
-    kept = options.get("dynamic", ())
-    if isinstance(kept, bool):
-        kept = ("*",) if kept else ()
-    elif isinstance(kept, str):
-        kept = (kept,)
+    kept = sizes.open_names(options.get("dynamic", ()))
     place = default_output(Path(model)) if output is None else output
-    return CompileOptions(
-        **{**options, "model": str(model), "output": str(place), "dynamic": tuple(kept)}
-    )
+    return CompileOptions(**{**options, "model": str(model), "output": str(place), "dynamic": kept})
 
 
 def default_output(model: Path) -> Path:
@@ -221,13 +215,14 @@ def check(
 
     Returns JSON data, see `mlc.inspection.check.check_model`: `compiles` and all `problems`, what
     converts each operator, sizes to choose, an estimate of FLOPs and memory. `mlc.inspect` compiles
-    the graph to say what it costs exactly; this does not.
+    the graph to say what it costs exactly; this does not. `dynamic` as for `compile`.
 
     Raises:
         ModelError: the file cannot be read.
-        UsageError: a shape is wrong.
+        UsageError: a shape is wrong, or `dynamic` names no open dimension.
     """
-    asked = CheckOptions(path=str(model), **options)
+    kept = sizes.open_names(options.get("dynamic", ()))
+    asked = CheckOptions(**{**options, "path": str(model), "dynamic": kept})
     answer: dict[str, Any] = isolate.call("mlc.inspection.check:check_model", asked, on_event)
     return answer
 
@@ -246,7 +241,8 @@ def bisect(
     """
     from mlc.bisection import run
 
-    asked = BisectOptions(model=str(model), **options)
+    kept = sizes.open_names(options.get("dynamic", ()))
+    asked = BisectOptions(**{**options, "model": str(model), "dynamic": kept})
     with tempfile.TemporaryDirectory(prefix="mlc-", ignore_cleanup_errors=True) as scratch:
         answer = isolate.call("mlc.bisection.run:answer", asked, on_event, scratch=scratch)
     return run.from_answer(answer)

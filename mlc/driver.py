@@ -93,17 +93,21 @@ def check_options(options: CompileOptions, output: Path) -> None:
     if options.opt_level not in OPT_LEVELS:
         raise UsageError(f"there is no level -O{options.opt_level}", "use -O0, -O1, -O2 or -O3")
     pipeline(options.opt_level, without=options.without)
-    if options.dynamic and len(shapes.combinations(options.shapes)) > 1:
-        raise UsageError(
-            "--shape lists sizes, and --dynamic keeps dimensions open", "give one of them"
-        )
-    if options.dynamic and options.target.startswith("cuda"):
-        raise UsageError("--dynamic is for CPUs", "fix the sizes with --shape for a GPU")
+    check_open(options.target, options.shapes, options.dynamic)
     if options.jobs is not None and options.jobs < 1:
         raise UsageError("--jobs needs at least 1")
     if options.kernel is not None and options.dump_ir is None:
         raise UsageError("--kernel chooses what --dump-ir writes", "add `--dump-ir DIR`")
     place.check(output, Path(options.model))
+
+
+def check_open(target: str, listed: tuple[str, ...], dynamic: tuple[str, ...]) -> None:
+    """Raise UsageError where dimensions are to stay open and cannot, for a target or listed sizes."""
+    from mlc.frontend import shapes
+
+    shapes.check_open(shapes.combinations(listed), dynamic)
+    if dynamic and target.startswith("cuda"):
+        raise UsageError("--dynamic is for CPUs", "fix the sizes with --shape for a GPU")
 
 
 def build_only(options: CompileOptions, on_event: OnEvent) -> Built:

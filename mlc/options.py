@@ -120,10 +120,11 @@ class InspectOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """What `mlc check` is asked to look at; `shapes` as for `CompileOptions`."""
+    """What `mlc check` is asked to look at; `shapes` and `dynamic` as for `CompileOptions`."""
 
     path: str
     shapes: tuple[str, ...] = ()
+    dynamic: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +139,7 @@ class BisectOptions:
     target: str = "llvm"
     opt_level: int = 3
     shapes: tuple[str, ...] = ()
+    dynamic: tuple[str, ...] = ()
     records: str | None = None
     logs: str | None = None
     exact: bool = False

@@ -3,6 +3,7 @@
     [model]
     path = "resnet18.onnx"
     shapes = ["batch=1"]
+    dynamic = true
 
     [tune]
     trials = 500
@@ -11,7 +12,8 @@
 
 The section [build] is for `mlc build`: see `mlc.matrix.entries`.
 
-Paths are relative to the file. Without one, the only `.onnx` file of the folder is the model.
+`dynamic` keeps dimensions open, as `mlc compile --dynamic`: true for all that `shapes` leaves open,
+or a name, or a list of names. Paths are relative to the file. Without one, the only `.onnx` file of the folder is the model.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlc import sizes
 from mlc.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -30,9 +33,9 @@ if TYPE_CHECKING:
 NAME = "mlc.toml"
 LOGS = "tuning_logs"
 _MAX_BYTES = 1 << 20
-_STRINGS, _TABLES = list[str], list[dict[str, Any]]
+_STRINGS, _TABLES, _NAMES = list[str], list[dict[str, Any]], bool | str | list[str]
 _SCHEMA: dict[str, dict[str, Any]] = {
-    "model": {"path": str, "shapes": _STRINGS},
+    "model": {"path": str, "shapes": _STRINGS, "dynamic": _NAMES},
     "tune": {"trials": int, "target": str, "logs": str},
     "build": {
         "output": str,
@@ -45,7 +48,13 @@ _SCHEMA: dict[str, dict[str, Any]] = {
         "model": _TABLES,
     },
 }
-_BUILD_MODEL = {"path": str, "name": str, "shapes": _STRINGS, "targets": _STRINGS}
+_BUILD_MODEL = {
+    "path": str,
+    "name": str,
+    "shapes": _STRINGS,
+    "dynamic": _NAMES,
+    "targets": _STRINGS,
+}
 _KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {  # what an entry must be
     str: ("a string", lambda value: isinstance(value, str)),
     bool: ("true or false", lambda value: isinstance(value, bool)),
@@ -57,6 +66,10 @@ _KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {  # what an entry must b
         ),
     ),
     _STRINGS: ("a list of strings", lambda value: _is_list_of(str, value)),
+    _NAMES: (
+        "true, false, the name of a dimension or a list of names",
+        lambda value: isinstance(value, bool) or _is_name(value) or _is_list_of_names(value),
+    ),
     _TABLES: ("[[tables]]", lambda value: _is_list_of(dict, value)),
 }
 
@@ -71,6 +84,7 @@ class Project:
     folder: Path
     model: Path | None = None
     shapes: tuple[str, ...] = ()
+    dynamic: tuple[str, ...] = ()
     trials: int | None = None
     target: str | None = None
     logs: Path | None = None
@@ -99,6 +113,7 @@ def load(folder: Path) -> Project:
         folder=folder,
         model=folder / model["path"] if "path" in model else None,
         shapes=tuple(model.get("shapes", ())),
+        dynamic=sizes.open_names(model.get("dynamic", ())),
         trials=tune.get("trials"),
         target=tune.get("target"),
         logs=folder / tune["logs"] if "logs" in tune else None,
@@ -124,6 +139,20 @@ def require_model(project: Project) -> Path:
         "no model was named, and the folder has no .onnx file",
         f"give its path, or write a {NAME} with `[model]` and `path = ...`",
     )
+
+
+def sizes_of(
+    project: Project, shapes: tuple[str, ...], dynamic: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    """Return `shapes` and `dynamic` of a verb that takes the project's model.
+
+    What the command line says of sizes takes the place of what the project says: `--shape` of both,
+    `--dynamic` of `dynamic` alone.
+    """
+    return {
+        "shapes": shapes or project.shapes,
+        "dynamic": dynamic or (() if shapes else project.dynamic),
+    }
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -156,3 +185,11 @@ def _check_section(
 
 def _is_list_of(kind: type, value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_list_of_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_name, value))

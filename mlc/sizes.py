@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 Size: TypeAlias = "int | str | list[Any]"
+EVERY = "*"  # in the place of names: all open dimensions
 MAX_SIZE = 1 << 20  # of an open dimension without a smaller bound
 MAX_ELEMENTS = (1 << 30) - 1  # of a tensor: kernels count in 32 bits, and round up to tiles
 _MAX_DEPTH = 40
@@ -39,6 +40,13 @@ class Bounds:
 
     def __str__(self) -> str:
         return f"{self.least} to {self.most}"
+
+
+def open_names(asked: bool | str | Iterable[str]) -> tuple[str, ...]:
+    """Return the names of dimensions to keep open: True means all (`EVERY`), a string one of them."""
+    if isinstance(asked, bool):
+        return (EVERY,) if asked else ()
+    return (asked,) if isinstance(asked, str) else tuple(asked)
 
 
 def evaluate(size: Size, sizes: Mapping[str, int]) -> int:

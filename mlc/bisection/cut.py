@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 
 from mlc.bisection.graph import Step
 from mlc.errors import ModelError
-from mlc.frontend import onnx_file
+from mlc.frontend import onnx_file, shapes
 from mlc.frontend.bounds import index_bounds
 from mlc.frontend.control import DOMAIN
 from mlc.frontend.convert import input_specs
@@ -25,6 +25,7 @@ from mlc.runtime import inputs
 from mlc.runtime.reference import Reference
 from mlc.runtime.run import save_npz
 from mlc.runtime.verify import compare
+from mlc.sizes import Bounds, samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,19 +46,28 @@ class Wanted:
 
 
 def whole(
-    model: Path, shapes: tuple[str, ...], seed: int, folder: Path, on_event: OnEvent
+    model: Path,
+    asked: tuple[str, ...],
+    dynamic: tuple[str, ...],
+    seed: int,
+    folder: Path,
+    on_event: OnEvent,
 ) -> dict[str, Any]:
     """Write the imported graph of a model (`GRAPH`) and inputs drawn by `seed` (`FEED`).
 
-    Returns the graph by names as JSON data: `steps`, `inputs`, `outputs` (see `graph.Graph`), and `different`: outputs that the reference
-    computes otherwise for the imported graph than for the model, a line each.
+    Returns the graph by names as JSON data: `steps`, `inputs`, `outputs` (see `graph.Graph`), `different`: outputs that the reference
+    computes otherwise for the imported graph than for the model, a line each, and `sizes` of the
+    dimensions that `dynamic` keeps open: the graph and its parts have fixed ones.
 
     Raises:
         ModelError: the model cannot be imported, or not be run by the reference.
     """
     from mlc.frontend.load import imported
 
-    flat = imported(onnx_file.read(model), shapes, on_event).file
+    file, kept = shapes.opened(onnx_file.read(model), shapes.parse(asked), dynamic)
+    sizes = samples({name: Bounds() for name in kept})[1] if kept else {}
+    chosen = [f"{name}={size}" for name, size in sizes.items()]
+    flat = imported(file, [*asked, *chosen], on_event).file
     feed = inputs.random(input_specs(flat), seed, index_bounds(flat))
     proto = _with_weights(flat)
     onnx.save_model(
@@ -71,6 +81,7 @@ def whole(
         "steps": [asdict(_step(node, k)) for k, node in enumerate(_steps(proto)[0])],
         "inputs": list(feed),
         "outputs": [info.name for info in proto.graph.output],
+        "sizes": sizes,
         "different": [str(check) for check in checks if not check.passed],
     }
 

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class BisectReport:
     of which one brings it in (none: no graph pass does), `why` in words; `culprit`, the small model
     that was written, with `nodes` operators, and its `inputs` where random ones do not show it;
     `reproduce`, the commands that show it; `workaround`, a command that was tried and is right.
+    Where dimensions stay open, the graph was cut, and the culprit is, at fixed `sizes` of them.
     """
 
     model: str
@@ -53,6 +54,7 @@ class BisectReport:
     inputs: str | None = None
     reproduce: tuple[str, ...] = ()
     workaround: str | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
     trials: int = 0
     seconds: float = 0.0
 
@@ -64,7 +66,8 @@ class BisectReport:
 
 def answer(data: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     """Bisect as `BisectOptions(**data)` says, in a process of its own; see `from_answer`."""
-    options = BisectOptions(**{**data, "shapes": tuple(data["shapes"])})
+    lists = {name: tuple(data[name]) for name in ("shapes", "dynamic")}
+    options = BisectOptions(**{**data, **lists})
     return asdict(bisect(options, on_event))
 
 
@@ -90,8 +93,11 @@ def bisect(options: BisectOptions, on_event: OnEvent) -> BisectReport:
 
 
 def _check(options: BisectOptions) -> None:
+    from mlc import driver
+
     output = Path(options.output)
     shapes.parse(options.shapes)
+    driver.check_open(options.target, options.shapes, options.dynamic)
     if options.opt_level not in OPT_LEVELS:
         raise UsageError(f"there is no level -O{options.opt_level}", "use -O0, -O1, -O2 or -O3")
     if output.suffix != ".onnx":
@@ -115,6 +121,7 @@ class _Bisection:
         self.compile = CompileOptions(**asked)
         self.trial = Trials(self.compile, folder, on_event)
         self.sought = OK
+        self.sizes: dict[str, int] = {}  # at which the graph is cut
         self.levels: dict[int, Outcome] = {}  # of the whole model
 
     def report(self) -> BisectReport:
@@ -130,6 +137,7 @@ class _Bisection:
             opt_level=asked,
             kind=first.kind,
             message=first.message,
+            sizes=self.sizes,
             trials=self.trial.count,
             seconds=time.perf_counter() - started,
             **found,
@@ -164,12 +172,15 @@ class _Bisection:
         """Return the imported graph (None: the reference cannot run it), and how it differs."""
         started = time.perf_counter()
         asked = self.options
-        work = partial(whole, Path(asked.model), asked.shapes, asked.seed, self.folder)
+        work = partial(
+            whole, Path(asked.model), asked.shapes, asked.dynamic, asked.seed, self.folder
+        )
         try:
             found = isolate.forked(work)
         except ModelError as error:
             self._say(started, error.message)
             return None, []
+        self.sizes = found["sizes"]
         steps = tuple(
             Step(**{**step, "inputs": tuple(step["inputs"]), "outputs": tuple(step["outputs"])})
             for step in found["steps"]
@@ -220,6 +231,7 @@ class _Bisection:
         """Return a command for the whole model that was tried and is right."""
         asked = self.options.opt_level
         shaped = [word for shape in self.options.shapes for word in ("--shape", shape)]
+        shaped += [f"--dynamic={name}" for name in self.options.dynamic]
         command = ["mlc", "compile", self.options.model, *shaped]
         if len(blamed.rows) == 1:
             outcome = self.trial(f"the model without {blamed.rows[0]!r}", without=blamed.rows)

@@ -80,14 +80,14 @@ class Trials:
     ) -> Outcome:
         """Return what becomes of a candidate; `what` describes it in the progress.
 
-        Without `model` it is the user's, with the shapes that were asked for.
+        Without `model` it is the user's, with the shapes and open dimensions that were asked for.
 
         Raises:
             MlcError: what no candidate can be blamed for: options, target, tools, an interrupt.
         """
         options = self.options
         if model is not None:
-            options = replace(options, model=str(model), shapes=())
+            options = replace(options, model=str(model), shapes=(), dynamic=())
         if level is not None:
             options = replace(options, opt_level=level)
         work = partial(run, replace(options, without=without), inputs)

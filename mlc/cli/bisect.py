@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from mlc.cli.options import opt_level, shapes
+from mlc.cli.options import TakesDynamic, dynamic, opt_level, shapes
 from mlc.options import BisectOptions
 
 DEFAULTS = {field.name: field.default for field in fields(BisectOptions)}
 
 
-@click.command()
+@click.command(cls=TakesDynamic)
 @click.argument("model")
 @click.option(
     "-o", "--output", default=DEFAULTS["output"], show_default=True, help="The small model."
@@ -22,6 +22,7 @@ DEFAULTS = {field.name: field.default for field in fields(BisectOptions)}
 @click.option("-t", "--target", default=DEFAULTS["target"], help="See `mlc targets`.")
 @opt_level(DEFAULTS["opt_level"], "The level that is wrong; lower ones are tried.")
 @shapes("As for `mlc compile`, one size for each dimension. Repeatable.")
+@dynamic("As for `mlc compile`. OUTPUT has fixed sizes all the same.")
 @click.option("--records", help="Apply the tuning records in this AutoTVM log.")
 @click.option("--logs", help="The folder of tuning logs [default: tuning_logs here, if any].")
 @click.option("--exact", is_flag=True, help="As for `mlc compile`.")
@@ -41,6 +42,7 @@ def bisect(model: str, json_mode: bool, quiet: bool, **asked: Any) -> None:
 
     \b
       mlc bisect model.onnx
+      mlc bisect bert.onnx --dynamic
       mlc bisect bert.onnx --shape seq=128 -O2 -o small.onnx --json | jq .passes
     """
     from mlc import api
@@ -62,16 +64,20 @@ def bisect(model: str, json_mode: bool, quiet: bool, **asked: Any) -> None:
 def _show(report: Any) -> None:
     from mlc.cli.tables import show_facts
 
+    at = ", ".join(f"{name}={size}" for name, size in report.sizes.items())
+    parts = f" (parts of it were tried at {at})" if at else ""
     if report.ok:
         lines: dict[str, str | None] = {"result": f"nothing is wrong at -O{report.opt_level}"}
     else:
         lines = {
             "result": report.kind,
             "level": f"-O{report.level}, the lowest up to -O{report.opt_level}",
-            "operator": "\nor ".join(report.operators) or "no part of the graph shows it by itself",
+            "operator": "\nor ".join(report.operators)
+            or f"no part of the graph shows it by itself{parts}",
             "pass": " or ".join(report.passes) or "none",
             "why": report.why,
             "culprit": f"{report.culprit}, {report.nodes} nodes" if report.culprit else None,
+            "at": at or None,
             "inputs": report.inputs,
             "reproduce": "\n".join(report.reproduce),
             "workaround": report.workaround,

@@ -49,6 +49,7 @@ def build(json_mode: bool, quiet: bool, **asked: Any) -> None:
       [[build.model]]
       path = "bert.onnx"
       shapes = ["batch=1", "seq=128"]            # as `mlc compile --shape`
+      dynamic = ["batch", "seq"]                 # or instead: as --dynamic; true: all dimensions
       targets = ["llvm"]                         # instead of those above
       name = "bert-128"                          # dist/bert-128-llvm.mlc
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 
-from mlc.cli.options import shapes
+from mlc.cli.options import TakesDynamic, dynamic, shapes
 from mlc.cli.tables import flops, show_facts, show_table, tensor
 
 _BY = {
@@ -17,28 +18,37 @@ _BY = {
     "unrolled": "unrolled",
     "": "nothing",
 }
+_YES = "yes, as far as names, types and shapes tell"
+_REST = "; whether open sizes divide and fit, compiling tells"
 
 
-@click.command()
-@click.argument("model")
+@click.command(cls=TakesDynamic)
+@click.argument("model", required=False)
 @shapes("As for `mlc compile`; of several sizes each is checked. Repeatable.")
+@dynamic("As for `mlc compile`: say which dimensions can stay open, and what refuses the others.")
 @click.option("--json", "json_mode", is_flag=True, help="Result and progress as JSON.")
-def check(model: str, json_mode: bool, **asked: Any) -> None:
+def check(model: str | None, json_mode: bool, **asked: Any) -> None:
     """Say what would happen if an ONNX MODEL were compiled, in a second.
 
     What converts each operator, all problems at once with advice, sizes to choose and the option to
     paste, an estimate of FLOPs and memory. It looks at names, types and shapes only and compiles
     nothing: a converter may still refuse an attribute. `mlc inspect` runs the passes and
-    knows kernels and FLOPs exactly. Exit code 0 if the model should compile, else 3.
+    knows kernels and FLOPs exactly. Without MODEL mlc.toml's is meant, with its sizes. Exit code 0 if
+    the model should compile, else 3.
 
     \b
       mlc check bert.onnx
       mlc check bert.onnx --shape seq=128 --json | jq .problems
+      mlc check bert.onnx --dynamic --json | jq .dynamic
     """
-    from mlc import api
+    from mlc import api, project
     from mlc.cli.render import reporter
     from mlc.errors import UnsupportedError
 
+    if model is None:
+        here = project.load(Path.cwd())
+        model = str(project.require_model(here))
+        asked = project.sizes_of(here, **asked)
     found = api.check(model, on_event=reporter(json_mode, quiet=True), **asked)
     if json_mode:
         click.echo(json.dumps(found))
@@ -76,7 +86,8 @@ def _show(found: dict[str, Any]) -> None:
         f"{size(weights['bytes'])}",
         "work": f"about {flops(cost['flops'])} per run" if cost else None,
         "memory": _memory(cost) if cost else None,
-        "compiles": "yes, as far as names, types and shapes tell" if found["compiles"] else "no",
+        "open": "\n".join(map(_open, found["dynamic"])),
+        "compiles": _YES + _REST * bool(found["dynamic"]) if found["compiles"] else "no",
     }
     show_facts(found["path"], lines)
     _show_buckets(found.get("buckets", []))
@@ -85,6 +96,15 @@ def _show(found: dict[str, Any]) -> None:
         for row in sorted(found["support"], key=lambda row: (row["by"] != "", -row["count"]))
     ]
     show_table("operators of the file, and what converts them", "-count operator by", rows)
+
+
+def _open(dim: dict[str, Any]) -> str:
+    verdict = {
+        True: "can stay open, as far as names, types and shapes tell",
+        False: "cannot",
+        None: "compiling tells",
+    }[dim["stays"]]
+    return "\n  ".join([f"{dim['name']}: {verdict}", *dim["why"]])
 
 
 def _show_buckets(buckets: list[dict[str, Any]]) -> None:

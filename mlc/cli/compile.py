@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
-from mlc.cli.options import arch, opt_level, shapes, with_arch
+from mlc.cli.options import TakesDynamic, arch, dynamic, opt_level, shapes, with_arch
 from mlc.options import CompileOptions
 
 DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
 
 
-@click.command()
+@click.command(cls=TakesDynamic)
 @click.argument("model", required=False)
 @click.option(
     "-t",
@@ -36,14 +36,10 @@ DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
     "Fix an input's shape, or a named dimension wherever it occurs; DIM=1,4 compiles for each size. "
     "Repeatable."
 )
-@click.option(
-    "--dynamic",
-    multiple=True,
-    is_flag=False,
-    flag_value="*",
-    metavar="[DIM]",
-    help="Keep an open dimension open, or, without a name, all that --shape does not fix: the "
-    "artifact runs at any of their sizes. Repeatable.",
+@dynamic(
+    "Keep an open dimension open, or, without a name, all that --shape does not fix: the "
+    "artifact runs at any of their sizes. A next word that ends in .onnx is MODEL, no name. "
+    "Repeatable. [default: mlc.toml's, unless --shape is given]"
 )
 @click.option("--records", help="Apply the tuning records in this AutoTVM log.")
 @click.option("--logs", help="The folder of tuning logs [default: tuning_logs here, if any].")
@@ -100,6 +96,7 @@ def compile(json_mode: bool, quiet: bool, targets: tuple[str, ...], **asked: Any
       mlc compile bert.onnx --shape batch=1 --shape seq=128 --target x86-64-v3 -o bert.mlc
       mlc compile model.onnx --shape batch=1,4,16
       mlc compile bert.onnx --dynamic
+      mlc compile --dynamic batch,seq bert.onnx
       mlc compile model.onnx --json | jq .manifest.verification.passed
 
     With several sizes (at most 32 combinations) one artifact holds a bucket for each, and a run takes
@@ -135,10 +132,11 @@ def with_project(asked: dict[str, Any]) -> dict[str, Any]:
     here = project.load(Path.cwd())
     model = asked["model"] or str(project.require_model(here))
     ours = asked["model"] is None  # the project's model: its shapes and target are meant, too
+    sizes = project.sizes_of(here, asked["shapes"], asked["dynamic"]) if ours else {}
     return {
         **asked,
+        **sizes,
         "model": model,
-        "shapes": asked["shapes"] or (here.shapes if ours else ()),
         "target": asked["target"] or (here.target if ours else None) or DEFAULTS["target"],
         "logs": asked["logs"] or (str(here.logs) if here.logs and here.logs.is_dir() else None),
     }

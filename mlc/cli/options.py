@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlc.options import OPT_LEVELS
+from mlc.sizes import EVERY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,3 +79,33 @@ def shapes(
     return click.option(
         "-s", "--shape", "shapes", multiple=True, metavar="NAME:1,3,224,224|DIM=1[,4]", help=text
     )
+
+
+MODEL_SUFFIX = ".onnx"
+
+
+class TakesDynamic(click.Command):
+    """A command with a MODEL and `--dynamic [DIM]`, behind which the MODEL is no DIM.
+
+    The rule: a word behind a bare `--dynamic` that ends in `.onnx` is not its value.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Write the value out (`--dynamic=*`) where click would take the next word for it."""
+        options = args[: args.index("--")] if "--" in args else args
+        for position, (word, following) in enumerate(itertools.pairwise(options)):
+            if word == "--dynamic" and following.lower().endswith(MODEL_SUFFIX):
+                args[position] = f"--dynamic={EVERY}"
+        return super().parse_args(ctx, args)
+
+
+def dynamic(text: str, *, hidden: bool = False) -> Decorator:
+    """Return the option `--dynamic` of a `TakesDynamic` command, described by `text`."""
+    return click.option(
+        "--dynamic", multiple=True, is_flag=False, flag_value=EVERY, metavar="[DIM[,DIM]]",
+        callback=_dims, hidden=hidden, help=text,
+    )  # fmt: skip
+
+
+def _dims(_ctx: click.Context, _option: click.Parameter, asked: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for part in asked for name in part.split(","))

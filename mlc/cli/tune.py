@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from mlc.cli.options import arch, opt_level, shapes, with_arch
+from mlc.cli.options import TakesDynamic, arch, dynamic, opt_level, shapes, with_arch
 from mlc.errors import Interrupted, UsageError
 from mlc.options import TuneOptions
 
@@ -21,7 +21,7 @@ _ONLY_WIDE = ("shapes", "GFLOP/s", "output")
 DEFAULTS = {field.name: field.default for field in fields(TuneOptions)}
 
 
-@click.command()
+@click.command(cls=TakesDynamic)
 @click.argument("model", required=False)
 @click.option(
     "-n",
@@ -35,6 +35,7 @@ DEFAULTS = {field.name: field.default for field in fields(TuneOptions)}
 @arch()
 @opt_level(DEFAULTS["opt_level"], "As for `mlc compile`.")
 @shapes("As for `mlc compile`; of several sizes the tasks of all are tuned.")
+@dynamic("Refused: kernels of open dimensions are not tuned.", hidden=True)
 @click.option("--logs", help="Where records are kept [default: tuning_logs beside mlc.toml].")
 @click.option("--list", "list_only", is_flag=True, help="Show the tasks and measure nothing.")
 @click.option("--tasks", help="Only these: positions (0,2-4) or parts of their names.")
@@ -124,11 +125,20 @@ def tune(
     here = project.load(Path.cwd())
     path = Path(model) if model else project.require_model(here)
     here_target = None if model else here.target
+    sizes = {"shapes": asked["shapes"], "dynamic": asked.pop("dynamic")}
+    if not model:
+        sizes = project.sizes_of(here, **sizes)
+    if sizes.pop("dynamic"):
+        raise UsageError(
+            f"open dimensions (--dynamic, or `dynamic` in {project.NAME}): their kernels have no tasks "
+            "to tune yet",
+            "tune fixed sizes, which artifacts of these sizes use: for example `--shape batch=1`",
+        )
     options = TuneOptions(
         **{
             **with_arch({**asked, "target": target or here_target or DEFAULTS["target"]}),
             "model": str(path),
-            "shapes": asked["shapes"] or (() if model else here.shapes),
+            **sizes,
             "trials": _first(trials, here.trials, DEFAULTS["trials"]),
             "logs": logs or str(here.logs or here.folder / project.LOGS),
             "budget": None if budget is None else seconds(budget),

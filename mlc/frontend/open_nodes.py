@@ -225,7 +225,7 @@ def _trilu(context: OpenConverter, node: Any, inputs: list[Any]) -> Any:
 
 
 def _conv(context: OpenConverter, node: Any, inputs: list[Any]) -> Any:
-    """Conv-1 to -22, the batch open."""
+    """Conv-1 to -22 and ConvTranspose-1 to -22, the batch open."""
     if is_open(shape_of(inputs[0])[1:]):
         raise ModelError("a convolution over axes of open size has no schedule")
     return context.as_usual(node, inputs)
@@ -237,6 +237,7 @@ def _is(size: Any, value: int) -> bool:
 
 NODES: dict[str, Rule] = {
     "Conv": _conv,
+    "ConvTranspose": _conv,
     "ConstantOfShape": _constant_of_shape,
     "Expand": _expand,
     "Flatten": _flatten,

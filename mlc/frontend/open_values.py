@@ -29,14 +29,14 @@ def evaluate(context: OpenConverter, node: Any) -> tuple[Sizes, str] | None:
     given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     if node.op_type in ("Shape", "Size"):
         return _measured(context, node, given), "int64"
-    if node.op_type not in _RULES or not any(name in context.integers for name in node.input):
+    if node.op_type not in RULES or not any(name in context.integers for name in node.input):
         return None
     operands = [context.known(name) if name else None for name in node.input]
     dtype = _dtype(context, node, given)
     missing = any(o is None for o, name in zip(operands, node.input, strict=True) if name)
     if missing or dtype not in _INTEGERS:
         return None
-    found = _RULES[node.op_type](context.dims, operands, given)
+    found = RULES[node.op_type](context.dims, operands, given)
     return None if found is None or found.size > MOST else (found, dtype)
 
 
@@ -197,7 +197,7 @@ def _hand_on(_dims: Dims, operands: list[Any], _given: dict[str, Any]) -> Sizes:
     return np.asarray(operands[0], object)
 
 
-_RULES: dict[str, Callable[[Dims, list[Any], dict[str, Any]], Sizes | None]] = {
+RULES: dict[str, Callable[[Dims, list[Any], dict[str, Any]], Sizes | None]] = {
     "Add": _plain(operator.add),
     "Cast": _hand_on,
     "Concat": _concat,

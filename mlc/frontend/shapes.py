@@ -18,6 +18,7 @@ import onnx
 from mlc.errors import ModelError, UsageError, did_you_mean
 from mlc.events import Notice, OnEvent
 from mlc.options import MAX_BUCKETS
+from mlc.sizes import EVERY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +31,6 @@ _EXAMPLES = (  # what a pasted suggestion says, by what the dimension's name rem
     (re.compile(r"height|width|^[hw]$|image|size", re.IGNORECASE), 224),
     (re.compile(r"seq|length|len|tokens?|^[ts]$", re.IGNORECASE), 128),
 )
-EVERY = "*"  # of `--dynamic`: all open dimensions
 _T = TypeVar("_T")
 _MAX_DIGITS = 9  # of a size: far beyond what a tensor can have, and within 32 bits
 
@@ -99,6 +99,14 @@ def combinations(options: Sequence[str]) -> tuple[Combination, ...]:
     return tuple(found)
 
 
+def check_open(wanted: Sequence[Combination], dynamic: Sequence[str]) -> None:
+    """Raise UsageError where several sizes are listed and dimensions are to stay open."""
+    if dynamic and len(wanted) > 1:
+        raise UsageError(
+            "--shape lists sizes, and --dynamic keeps dimensions open", "give one of them"
+        )
+
+
 def _read(
     options: Sequence[str],
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
@@ -145,14 +153,28 @@ def fix(
         ModelError: a dimension cannot be guessed (the hint holds the option to paste), or a
             requested shape contradicts the model.
     """
-    named = _named(file) if keep else file
-    fixed, unknown = fix_known(named, request, on_event, _kept(named, request, keep))
+    named, kept = opened(file, request, keep)
+    fixed, unknown = fix_known(named, request, on_event, kept)
     if unknown:
         raise ModelError(
             "the model leaves sizes open that cannot be guessed",
             "say what they are, for example: " + " ".join(map(option, unknown)),
         )
     return fixed
+
+
+def opened(
+    file: OnnxFile, request: ShapeRequest, keep: Sequence[str]
+) -> tuple[OnnxFile, tuple[str, ...]]:
+    """Return the file with a name for every open dimension, and the names of those that stay open.
+
+    Where `keep` is empty that is the file as it is, and none.
+
+    Raises:
+        UsageError: a dimension that `keep` names is not open.
+    """
+    named = _named(file) if keep else file
+    return named, _kept(named, request, keep)
 
 
 def _named(file: OnnxFile) -> OnnxFile:
@@ -293,9 +315,14 @@ def _example(name: str) -> int | None:
     return next((size for pattern, size in _EXAMPLES if pattern.search(name)), None)
 
 
+def example(name: str) -> str:
+    """Return a value of `--shape` that fixes a named dimension to some size."""
+    return f"{name}={_example(name) or 16}"
+
+
 def _suggestion(info: Any, dim_param: str) -> str:
     if dim_param:
-        return f"{dim_param}={_example(dim_param) or 16}"
+        return example(dim_param)
     dims = info.type.tensor_type.shape.dim
     sizes = [d.dim_value if d.dim_value > 0 else _example(d.dim_param) or 16 for d in dims]
     return f"{info.name}:{','.join(map(str, sizes))}"

@@ -18,6 +18,7 @@ from mlc.frontend import control, expand, onnx_file, shapes, simplify
 from mlc.frontend.support import support, unsupported
 from mlc.inspection.estimate import estimate
 from mlc.inspection.facts import facts
+from mlc.inspection.open_static import open_dims
 from mlc.inspection.static import Problem, not_static
 from mlc.options import CheckOptions
 
@@ -42,16 +43,21 @@ def check_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
     (`dims`), `compiles` and `estimate`; `problems`, `open_shapes` and `chosen` are those of all,
     `estimate` is the first one's.
 
+    `dynamic` has for each dimension that was asked to stay open whether it can (`open_static.OpenDim`);
+    `estimate` is null then.
+
     Runs in a process of its own (see `isolate`).
 
     Raises:
         ModelError: the file cannot be read.
-        UsageError: a `--shape` option is wrong.
+        UsageError: a `--shape` or `--dynamic` option is wrong.
     """
-    options = CheckOptions(**{**fields, "shapes": tuple(fields["shapes"])})
+    lists = {name: tuple(fields.get(name, ())) for name in ("shapes", "dynamic")}
+    options = CheckOptions(**{**fields, **lists})
     wanted = shapes.combinations(options.shapes)
+    shapes.check_open(wanted, options.dynamic)
     file = onnx_file.read(Path(options.path))
-    found = [_check(file, shapes.parse(one.options), on_event) for one in wanted]
+    found = [_check(file, shapes.parse(one.options), options.dynamic, on_event) for one in wanted]
     answer = {
         **facts(file),
         "path": options.path,
@@ -77,7 +83,9 @@ def _distinct(lists: Iterable[list[Any]]) -> list[Any]:
     return found
 
 
-def _check(file: OnnxFile, request: shapes.ShapeRequest, on_event: OnEvent) -> dict[str, Any]:
+def _check(
+    file: OnnxFile, request: shapes.ShapeRequest, dynamic: tuple[str, ...], on_event: OnEvent
+) -> dict[str, Any]:
     """Return the part of the answer that depends on the shapes."""
     problems: list[Problem] = []
     chosen: list[str] = []
@@ -87,7 +95,8 @@ def _check(file: OnnxFile, request: shapes.ShapeRequest, on_event: OnEvent) -> d
         if isinstance(event, Notice):
             chosen.append(event.text)
 
-    fixed, missing = _fixed(file, request, problems, listen)
+    file, kept = shapes.opened(file, request, dynamic)
+    fixed, missing = _fixed(file, request, kept, problems, listen)
     flat = _imported(fixed, problems, listen)
     left = unsupported(flat.proto)
     problems += [
@@ -95,23 +104,29 @@ def _check(file: OnnxFile, request: shapes.ShapeRequest, on_event: OnEvent) -> d
         for entry in left
         if not control.is_control(entry.domain, entry.operator)
     ]
-    problems += not_static(flat)
+    dims, refused = open_dims(flat) if kept else ([], not_static(flat))
+    problems += refused
     return {
         "unsupported": [asdict(entry) for entry in left],
         "compiles": not problems,
         "problems": [asdict(problem) for problem in problems],
         "open_shapes": list(missing),
         "chosen": chosen,
-        "estimate": asdict(estimate(flat)) if flat is not file else None,
+        "dynamic": list(map(asdict, dims)),
+        "estimate": asdict(estimate(flat)) if flat is not file and not kept else None,
     }
 
 
 def _fixed(
-    file: OnnxFile, request: shapes.ShapeRequest, problems: list[Problem], on_event: OnEvent
+    file: OnnxFile,
+    request: shapes.ShapeRequest,
+    kept: tuple[str, ...],
+    problems: list[Problem],
+    on_event: OnEvent,
 ) -> tuple[OnnxFile, tuple[str, ...]]:
     """Return the file with fixed shapes, guesses where the user must choose, and these guesses."""
     try:
-        fixed, missing = shapes.fix_known(file, request, on_event)
+        fixed, missing = shapes.fix_known(file, request, on_event, kept)
     except ModelError as error:
         problems.append(Problem(kind="shape", message=error.message, hint=error.hint))
         return file, ()
@@ -126,7 +141,7 @@ def _fixed(
     )
     guess = shapes.parse(missing)
     merged = replace(request, inputs=request.inputs | guess.inputs, dims=request.dims | guess.dims)
-    return shapes.fix_known(file, merged, ignore)[0], missing
+    return shapes.fix_known(file, merged, ignore, kept)[0], missing
 
 
 def _imported(file: OnnxFile, problems: list[Problem], on_event: OnEvent) -> OnnxFile:

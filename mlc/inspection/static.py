@@ -16,11 +16,11 @@ import onnx
 from mlc.frontend.ops.operands import BFLOAT16, DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from mlc.frontend.onnx_file import OnnxFile
 
-_BY_VALUES = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
+BY_VALUES = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
 _FROM_13 = {"Squeeze": (1,), "Unsqueeze": (1,), "Split": (1,)}
 # Operands that decide a shape, by position: the converters need them as constants.
 _SHAPING: dict[str, tuple[int, ...]] = {
@@ -36,7 +36,7 @@ _LISTED = 3
 class Problem:
     """A reason why a model would not compile: `kind`, what it is and what to do about it.
 
-    `kind` is "shape", "operator", "control flow", "type" or "dynamic shape".
+    `kind` is "shape", "operator", "control flow", "type", "dynamic shape" or "open size".
     """
 
     kind: str
@@ -46,10 +46,10 @@ class Problem:
 
 def not_static(file: OnnxFile) -> list[Problem]:
     """Return what a converter would refuse, each kind of it once; control flow is written out."""
-    return [*_of_types(file.proto), *_of_shapes(file), *_of_inference(file.proto)]
+    return [*of_types(file.proto), *_of_shapes(file), *of_inference(file.proto)]
 
 
-def _of_inference(proto: Any) -> Iterator[Problem]:
+def of_inference(proto: Any) -> Iterator[Problem]:
     """Report the first node whose operands' shapes contradict each other, by onnx's inference."""
     if any(node.domain not in ("", "ai.onnx") for node in proto.graph.node):
         return  # inference ends at what it does not know
@@ -64,7 +64,8 @@ def _of_inference(proto: Any) -> Iterator[Problem]:
         )
 
 
-def _of_types(proto: Any) -> Iterator[Problem]:
+def of_types(proto: Any) -> Iterator[Problem]:
+    """Report the types that no kernel can hold, each once."""
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
     graph = proto.graph
@@ -114,20 +115,30 @@ def _of_shapes(file: OnnxFile) -> Iterator[Problem]:
             label = node.name or f"#{position}"
             found.setdefault((node.op_type, why), []).append(label)
     for (operator, why), nodes in found.items():
-        where = ", ".join(map(repr, nodes[:_LISTED])) + ", ..." * (len(nodes) > _LISTED)
         yield Problem(
             kind="dynamic shape",
-            message=f"{operator}, {len(nodes)}x ({where}): {why}",
+            message=f"{counted(operator, nodes)}: {why}",
             hint="a compiled graph is static: compute this outside the network, or export the "
             "model with it fixed",
         )
 
 
+def counted(operator: str, nodes: Sequence[str]) -> str:
+    """Return an operator with how often it occurs, and where first."""
+    where = ", ".join(map(repr, nodes[:_LISTED])) + ", ..." * (len(nodes) > _LISTED)
+    return f"{operator}, {len(nodes)}x ({where})"
+
+
 def _by_values(node: Any, known: set[str]) -> str | None:
     if node.domain not in ("", "ai.onnx"):
         return None
-    if node.op_type in _BY_VALUES:
+    if node.op_type in BY_VALUES:
         return "the shape of its result depends on the input's values"
-    positions = (1,) if node.op_type.startswith("Reduce") else _SHAPING.get(node.op_type, ())
-    open_ = [node.input[k] for k in positions if k < len(node.input) and node.input[k] not in known]
+    open_ = [name for name in shaping(node) if name not in known]
     return f"the operand {open_[0]!r} decides a shape and is no constant" if open_ else None
+
+
+def shaping(node: Any) -> list[str]:
+    """Return the operands of a node of ONNX's own domain that decide a shape."""
+    positions = (1,) if node.op_type.startswith("Reduce") else _SHAPING.get(node.op_type, ())
+    return [node.input[k] for k in positions if k < len(node.input)]

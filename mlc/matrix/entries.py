@@ -20,12 +20,13 @@ true` one artifact for all targets of a model, `dist/a.mlc` and `dist/b.mlc`. Wi
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from mlc import project
 from mlc.errors import UsageError
+from mlc.sizes import open_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +44,7 @@ class Entry:
     model: Path
     targets: tuple[str, ...]
     shapes: tuple[str, ...] = ()
+    dynamic: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ def _entries(here: project.Project, asked: dict[str, Any]) -> Iterator[Entry]:
     models = asked.get("model")
     if not models:
         path = project.require_model(here).relative_to(here.folder)
-        models = [{"path": str(path), "shapes": here.shapes}]
+        models = [{"path": str(path), "shapes": here.shapes, "dynamic": here.dynamic}]
     for model in models:
         if "path" not in model:
             raise _wrong("a [[build.model]] has no path")
@@ -103,13 +105,18 @@ def _entries(here: project.Project, asked: dict[str, Any]) -> Iterator[Entry]:
         targets = tuple(model.get("targets", asked.get("targets", TARGETS)))
         if not targets:
             raise _wrong(f"no targets for {model['path']}", 'write `targets = ["llvm"]`')
-        name, shapes = _name(model, path), tuple(model.get("shapes", ()))
+        whole = Entry(
+            name=_name(model, path),
+            model=path,
+            targets=targets,
+            shapes=tuple(model.get("shapes", ())),
+            dynamic=open_names(model.get("dynamic", ())),
+        )
         if asked.get("bundle"):
-            yield Entry(name=name, model=path, targets=targets, shapes=shapes)
+            yield whole
             continue
         for target in targets:
-            slug = f"{name}-{_slug(target)}"
-            yield Entry(name=slug, model=path, targets=(target,), shapes=shapes)
+            yield replace(whole, name=f"{whole.name}-{_slug(target)}", targets=(target,))
 
 
 def _name(model: dict[str, Any], path: Path) -> str:

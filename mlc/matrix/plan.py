@@ -86,6 +86,7 @@ def compile_options(matrix: Matrix, entry: Entry, **changes: Any) -> CompileOpti
         model=str(entry.model),
         target=entry.targets[0],
         shapes=entry.shapes,
+        dynamic=entry.dynamic,
         logs=str(matrix.logs) if matrix.logs else None,
         require_tuned=matrix.gates.require_tuned,
         **changes,

@@ -199,6 +199,62 @@ def test_a_wrong_converter_is_no_pass(faulty: Any) -> None:
     assert report.workaround is None
 
 
+def short_net() -> onnx.ModelProto:
+    """Two layers and one activation."""
+    nodes = [
+        node("MatMul", ["x", "w0"], ["a"], "first"),
+        node("Sigmoid", ["a"], ["b"], "sigmoid"),
+        node("MatMul", ["b", "w1"], ["y"], "last"),
+    ]
+    weights = {"w0": models.floats(5, 5), "w1": models.floats(5, 5, seed=1)}
+    return models.model(nodes, {"x": ["batch", 5]}, ["y"], weights)
+
+
+def test_open_dimensions(faulty: Any) -> None:
+    """The level and the pass are looked for with them, the operator at fixed sizes."""
+    asked = {"shapes": (), "dynamic": ("batch",), "opt_level": 2}
+    report = faulty(wrong_common_subexpressions, short_net(), **asked)
+    assert (report.kind, report.level) == ("mismatch", 2)
+    assert report.sizes == {"batch": 3}
+    assert report.passes == ("eliminate-common-subexpressions",)
+    assert (report.operators, operators(report.culprit)) == (("sigmoid (Sigmoid)",), ["Sigmoid"])
+    assert "--dynamic=batch" in shlex.split(report.workaround)
+    assert not any("--dynamic" in line for line in report.reproduce)
+
+
+def wrong_open_sizes(patch: pytest.MonkeyPatch) -> None:
+    """Sigmoid becomes tanh, where dimensions are open only."""
+    name = "eliminate-common-subexpressions"
+    right_run = next(row.run for row in table.PASSES if row.name == name)
+    with pytest.MonkeyPatch.context() as inner:
+        behind(inner, name, "sigmoid", "tanh")
+        wrong_run = next(row.run for row in table.PASSES if row.name == name)
+
+    def run(module: Any) -> Any:
+        from tvm import tir
+
+        rows = module["main"].params[0].type_annotation.shape[0]
+        return (right_run if isinstance(rows, tir.IntImm) else wrong_run)(module)
+
+    patch_row(patch, name, run)
+
+
+def test_a_fault_of_open_dimensions_alone(faulty: Any) -> None:
+    """No part of fixed sizes shows it: the pass is found on the whole model."""
+    report = faulty(wrong_open_sizes, short_net(), shapes=(), dynamic=("*",), opt_level=2)
+    assert (report.kind, report.level, report.culprit) == ("mismatch", 2, None)
+    assert (report.operators, report.sizes) == ((), {"batch": 3})
+    assert report.passes == ("eliminate-common-subexpressions",)
+    assert "--dynamic=*" in shlex.split(report.workaround)
+
+
+def test_open_dimensions_that_cannot_be(faulty: Any) -> None:
+    with pytest.raises(UsageError, match="no such dimension"):
+        faulty(right, dynamic=("rows",), shapes=())
+    with pytest.raises(UsageError, match="for CPUs"):
+        faulty(right, dynamic=("*",), shapes=(), target="cuda:sm_80")
+
+
 def test_inputs_are_kept_where_random_ones_do_not_show_it(faulty: Any) -> None:
     """Random inputs stay below 6; those of the operator in its place do not."""
     nodes = [

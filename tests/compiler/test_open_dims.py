@@ -13,6 +13,8 @@ from onnx import TensorProto, helper
 
 from mlc import sizes
 from mlc.errors import ModelError, RunError, UsageError
+from mlc.events import ignore
+from mlc.inspection.check import check_model
 from mlc.runtime.buckets import open as open_session
 from mlc.runtime.open_session import DynamicSession
 from mlc.runtime.reference import Reference
@@ -34,8 +36,15 @@ def ints(*values: int) -> np.ndarray:
 def check(
     compiled: Compile, proto: onnx.ModelProto, at: list[dict[str, int]], **options: Any
 ) -> Any:
-    """Compile with all dimensions open, and compare at each of the sizes; return the manifest."""
+    """Compile with all dimensions open, as foretold, and compare at each of the sizes.
+
+    Returns the manifest.
+    """
     made = compiled(proto, **{"dynamic": ("*",), **options})
+    asked = {"path": str(made.path.with_name("model.onnx")), "shapes": [], "dynamic": ["*"]}
+    foretold = check_model(asked, ignore)
+    assert foretold["problems"] == []
+    assert all(dim["stays"] is not False for dim in foretold["dynamic"])
     reference = Reference(made.path.with_name("model.onnx"))
     with open_session(made.path) as session:
         assert isinstance(session, DynamicSession)

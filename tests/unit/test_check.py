@@ -26,6 +26,11 @@ def check(proto: onnx.ModelProto, tmp_path: Path, *shapes: str) -> dict[str, Any
     return check_model({"path": str(path), "shapes": list(shapes)}, ignore)
 
 
+def check_open(proto: onnx.ModelProto, tmp_path: Path, *names: str) -> dict[str, Any]:
+    path = models.save(proto, tmp_path)
+    return check_model({"path": str(path), "shapes": [], "dynamic": names or ["*"]}, ignore)
+
+
 def kinds(found: dict[str, Any]) -> list[str]:
     return [problem["kind"] for problem in found["problems"]]
 
@@ -216,3 +221,111 @@ def test_buffers_are_reused(tmp_path: Path) -> None:
     assert found.open_values == 0
     kept = models.model(nodes, {"v0": [4, 16]}, ["v5", "v1", "v2"], weights)
     assert estimated(kept, tmp_path).activation_bytes == 4 * 4 * 4 * 16
+
+
+# --- open dimensions -----------------------------------------------------------------------------
+
+
+def stays(found: dict[str, Any]) -> dict[str, bool | None]:
+    return {dim["name"]: dim["stays"] for dim in found["dynamic"]}
+
+
+def test_a_batch_can_stay_open_and_an_image_cannot(tmp_path: Path) -> None:
+    weights = {"w": models.floats(8, 3, 3, 3)}
+    nodes = [node("Conv", ["x", "w"], ["a"], "first"), node("Conv", ["a", "w2"], ["y"], "second")]
+    weights["w2"] = models.floats(8, 8, 3, 3)
+    proto = models.model(nodes, {"x": ["n", 3, "h", 9]}, ["y"], weights)
+    found = check_open(proto, tmp_path)
+    assert not found["compiles"]
+    assert kinds(found) == ["open size"]  # the second takes what the first does not make
+    assert stays(found) == {"n": True, "h": False}
+    (why,) = found["dynamic"][1]["why"]
+    assert "Conv, 1x ('first'): a convolution over axes of open size" in why
+    assert "--shape 'h=224' --dynamic 'n'" in found["problems"][0]["hint"]
+    fixed = check_model(
+        {"path": str(tmp_path / "model.onnx"), "shapes": ["h=9"], "dynamic": ["n"]}, ignore
+    )
+    assert (fixed["compiles"], stays(fixed), fixed["estimate"]) == (True, {"n": True}, None)
+
+
+@pytest.mark.parametrize(
+    ("operator", "operands", "attributes", "verdict"),
+    [
+        ("ConvTranspose", {"x": ("n", 3, 8, 8), "w": (3, 4, 3, 3)}, {}, True),
+        ("ConvTranspose", {"x": (1, 3, "n", 8), "w": (3, 4, 3, 3)}, {}, False),
+        ("LSTM", {"x": (6, "n", 5), "w": (1, 12, 5), "r": (1, 12, 3)}, {"hidden_size": 3}, False),
+        ("Reshape", {"x": ("n", 6), "s": [-1, 3]}, {}, True),
+        ("Reshape", {"x": ("n", 6), "s": [0, 2, 3]}, {}, True),
+        ("Reshape", {"x": ("n", 6), "s": [3, 6]}, {}, False),
+        ("Split", {"x": ("n", 6), "s": [2, 4]}, {"axis": 1}, True),
+        ("Split", {"x": ("n", 6), "s": [2, 4]}, {"axis": -2}, False),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_open_operators(
+    operator: str, operands: dict[str, Any], attributes: dict[str, Any], verdict: bool,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    outputs = ["y", "z"] if operator == "Split" else ["y"]
+    weights = {
+        name: np.array(shape) if isinstance(shape, list) else models.floats(*shape)
+        for name, shape in operands.items()
+        if name != "x"
+    }
+    proto = models.model(
+        [node(operator, list(operands), outputs, **attributes)], {"x": operands["x"]}, outputs,
+        weights,
+    )  # fmt: skip
+    found = check_open(proto, tmp_path)
+    assert stays(found) == {"n": verdict}
+    assert found["compiles"] == verdict
+
+
+def test_shapes_from_sizes_and_from_values(tmp_path: Path) -> None:
+    """What is made of sizes may be a shape; what is made of values may not."""
+    nodes = [
+        node("Shape", ["x"], ["shape"]),
+        node("Gather", ["shape", "zero"], ["n"]),
+        node("Concat", ["n", "rest"], ["wanted"], axis=0),
+        node("Reshape", ["x", "wanted"], ["a"], "fine"),
+        node("Reshape", ["x", "given"], ["b"], "free"),
+        node("Cast", ["shape"], ["float"], to=TensorProto.FLOAT),
+        node("Cast", ["float"], ["back"], to=TensorProto.INT64),
+        node("Expand", ["one", "back"], ["c"], "round"),
+    ]
+    weights = {"zero": np.array([0]), "rest": np.array([2, 3]), "one": models.floats(1, 6)}
+    inputs: dict[str, list[int | str]] = {"x": ["n", 6], "given": [2]}
+    proto = models.model(nodes, inputs, ["a", "b", "c"], weights, types={"given": 7})
+    found = check_open(proto, tmp_path)
+    assert kinds(found) == ["dynamic shape", "dynamic shape"]
+    said = " ".join(problem["message"] for problem in found["problems"])
+    assert "'free'" in said
+    assert "'round'" in said
+    assert "'fine'" not in said
+
+
+def test_what_only_compiling_tells(tmp_path: Path) -> None:
+    """No converter takes such a Tile, and the Reshape makes a fixed number of elements."""
+    weights = {"one": models.floats(1, 1), "seven": np.array([7])}
+    for operator, operands in (("Tile", ["one", "s"]), ("Reshape", ["x", "odd"])):
+        nodes = [
+            node("Shape", ["x"], ["s"]), node("Add", ["s", "seven"], ["odd"]),
+            node(operator, operands, ["y"], "layer"),
+        ]  # fmt: skip
+        found = check_open(models.model(nodes, {"x": ["n", 6]}, ["y"], weights), tmp_path)
+        assert found["compiles"]
+        assert stays(found) == {"n": None}
+        assert f"{operator}, 1x ('layer')" in found["dynamic"][0]["why"][0]
+
+
+def test_dimensions_that_are_not_open(tmp_path: Path) -> None:
+    proto = models.conv_net(batch="batch")
+    with pytest.raises(UsageError, match="--dynamic batsch") as error:
+        check_open(proto, tmp_path, "batsch")
+    assert "did you mean 'batch'" in str(error.value.hint)
+    assert stays(check_open(proto, tmp_path, "batch")) == {"batch": True}
+    with pytest.raises(UsageError, match="no open dimension"):
+        check_open(models.conv_net(), tmp_path)
+    fields = {"path": str(tmp_path / "model.onnx"), "shapes": ["batch=1,4"], "dynamic": ["*"]}
+    with pytest.raises(UsageError, match="--dynamic keeps dimensions open"):
+        check_model(fields, ignore)

@@ -356,3 +356,19 @@ def test_what_the_report_lacks_is_said_before_tuning(
     assert isinstance(error, MissingToolError)
     assert error.exit_code == 8
     assert child.asked == []
+
+
+def test_open_dimensions_are_not_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.onnx").touch()
+    child = Child()
+    monkeypatch.setattr(isolate, "call", child)
+    Path("mlc.toml").write_text('[model]\npath = "net.onnx"\ndynamic = true\n')
+    for arguments in ([], ["--dynamic", "net.onnx"], ["net.onnx", "--dynamic", "batch"]):
+        error = CliRunner().invoke(tune, arguments).exception
+        assert isinstance(error, UsageError)
+        assert "have no tasks to tune" in error.message
+        assert "--shape" in str(error.hint)
+    assert child.asked == []
+    CliRunner().invoke(tune, ["--shape", "batch=4", "--list"])
+    assert [options.shapes for _, options in child.asked] == [("batch=4",)]

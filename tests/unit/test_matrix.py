@@ -88,6 +88,23 @@ name = "first_1.0"
     assert entries.read(tmp_path, "/elsewhere").output == Path("/elsewhere")
 
 
+def test_open_dimensions(tmp_path: Path) -> None:
+    text = """
+    [model]
+    path = "m.onnx"
+    dynamic = "batch"
+    [build]
+    targets = ["llvm", "rpi4"]
+    """
+    for entry in entries.read(write(tmp_path, text)).entries:
+        assert (entry.model.name, entry.dynamic) == ("m.onnx", ("batch",))
+    more = '[[build.model]]\npath = "b.onnx"\ndynamic = true\n[[build.model]]\npath = "c.onnx"\n'
+    matrix = entries.read(write(tmp_path, text + more))
+    assert [entry.dynamic for entry in matrix.entries] == [("*",), ("*",), (), ()]
+    asked = [plan.compile_options(matrix, entry).dynamic for entry in matrix.entries]
+    assert asked == [entry.dynamic for entry in matrix.entries]
+
+
 def test_without_models_the_project_is_meant(tmp_path: Path) -> None:
     text = '[model]\npath = "m.onnx"\nshapes = ["batch=2"]\n[build]\n'
     (entry,) = entries.read(write(tmp_path, text)).entries

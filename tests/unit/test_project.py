@@ -71,7 +71,11 @@ def test_no_trials_is_a_number(tmp_path: Path) -> None:
         ("model = 5\n", "[model]", ""),
         ("[[tune]]\ntrials = 5\n", "[tune]", ""),
         ("[tune]\ntrails = 5\n", "unknown entry 'trails' in [tune]", "did you mean 'trials'?"),
-        ("[model]\ntrials = 5\n", "unknown entry 'trials' in [model]", "choices: path, shapes"),
+        (
+            "[model]\ntrials = 5\n",
+            "unknown entry 'trials' in [model]",
+            "choices: dynamic, path, shapes",
+        ),
         ("[tune]\ntrials = '500'\n", "'trials' in [tune] must be a number", ""),
         ("[tune]\ntrials = 1.5\n", "'trials' in [tune] must be a number", ""),
         ("[tune]\ntrials = true\n", "'trials' in [tune] must be a number", ""),
@@ -81,6 +85,12 @@ def test_no_trials_is_a_number(tmp_path: Path) -> None:
         ("[model]\nshapes = 'batch=1'\n", "'shapes' in [model] must be a list of strings", ""),
         ("[model]\nshapes = [1, 3]\n", "'shapes' in [model] must be a list of strings", ""),
         ("[model]\nshapes = {batch = 1}\n", "must be a list of strings", ""),
+        ("[model]\ndynamic = 1\n", "'dynamic' in [model] must be true, false, the name of", ""),
+        ("[model]\ndynamic = []\n", "a dimension or a list of names", ""),
+        ("[model]\ndynamic = ''\n", "a dimension or a list of names", ""),
+        ("[model]\ndynamic = ['batch', 3]\n", "a dimension or a list of names", ""),
+        ("[model]\ndinamic = true\n", "'dinamic' in [model]", "did you mean 'dynamic'?"),
+        ("[[build.model]]\ndynamic = 1\n", "'dynamic' in [[build.model]] must be true", ""),
     ],
 )
 def test_wrong_entries(tmp_path: Path, text: str, message: str, hint: str) -> None:
@@ -113,6 +123,29 @@ def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Non
         project.load(write(folder, data))
     except MlcError as error:
         assert isinstance(error, UsageError)  # noqa: PT017 - whether it raises depends on the data
+
+
+# -- open dimensions --
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [("true", ("*",)), ("false", ()), ("'batch'", ("batch",)), ("['b', 's']", ("b", "s"))],
+)
+def test_dimensions_that_stay_open(tmp_path: Path, said: str, names: tuple[str, ...]) -> None:
+    assert project.load(write(tmp_path, f"[model]\ndynamic = {said}\n")).dynamic == names
+
+
+def test_the_command_line_decides_about_sizes(tmp_path: Path) -> None:
+    here = project.load(write(tmp_path, "[model]\nshapes = ['s=8']\ndynamic = 'b'\n"))
+
+    def sizes(*, shapes: tuple[str, ...] = (), dynamic: tuple[str, ...] = ()) -> object:
+        return project.sizes_of(here, shapes, dynamic)
+
+    assert sizes() == {"shapes": ("s=8",), "dynamic": ("b",)}
+    assert sizes(dynamic=("*",)) == {"shapes": ("s=8",), "dynamic": ("*",)}
+    assert sizes(shapes=("b=1",)) == {"shapes": ("b=1",), "dynamic": ()}
+    assert sizes(shapes=("b=1",), dynamic=("s",)) == {"shapes": ("b=1",), "dynamic": ("s",)}
 
 
 # -- which model --
