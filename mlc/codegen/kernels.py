@@ -163,6 +163,7 @@ def pass_context(level: int, instruments: Sequence[Any] = ()) -> Any:
     from tvm.ir.transform import PassContext
 
     from mlc.schedules.compact import compact
+    from mlc.schedules.registers import write_out_functions
     from mlc.schedules.serial import serialize_short_loops
     from mlc.schedules.shuffles import shuffle_loads
     from mlc.schedules.stack import keep_on_stack
@@ -174,6 +175,7 @@ def pass_context(level: int, instruments: Sequence[Any] = ()) -> Any:
         [1, version_loops()],
         [1, serialize_short_loops()],
         [2, shuffle_loads()],
+        [2, write_out_functions()],
         [3, keep_on_stack()],
     ]
     # TVM's common subexpressions cost more than all other passes, LLVM finds the same ones, and it

@@ -1,10 +1,8 @@
 """Functions in float32 as arithmetic on vectors: erf, tanh, exp, sigmoid, softmax, powers in LRN.
 
 TVM leaves them to the C library, one call per element: erf alone, in GELU, took a third of a small
-vision transformer's time, softmax an eighth. TVM's `fast_erf` and `fast_tanh` are Eigen's rational
-functions, within 1e-6 (see tests/compiler/test_fast_math.py); they clamp their argument, and with it
-lose NaN, which is put back here. The others use `mlc.schedules.elementary.exp`, which keeps it. Recurrent
-layers take their sigmoid and tanh from there as well, inside their kernel.
+vision transformer's time, softmax an eighth. `mlc.schedules.elementary` has them as operators, within 1e-6
+(see tests/compiler/test_fast_math.py); softmax and recurrent layers take them inside their kernels.
 """
 
 from __future__ import annotations
@@ -16,8 +14,7 @@ from mlc.passes.rewrite import rewrite_main
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CLAMPED = {"erf": "fast_erf", "tanh": "fast_tanh"}
-FAST = (*CLAMPED, "exp", "sigmoid", "nn.softmax", "nn.lrn")
+FAST = ("erf", "tanh", "exp", "sigmoid", "nn.softmax", "nn.lrn")
 
 
 def take_fast_math(module: Any) -> Any:
@@ -36,15 +33,12 @@ def _fast(call: Any, arguments: Sequence[Any]) -> Any:
     if name not in FAST or call.checked_type.dtype != "float32":
         return None
     (value,) = arguments
-    if name == "exp":
-        return operator.call(elementary.EXP, [value])
+    if name in ("exp", "tanh", "erf"):
+        return operator.call(f"mlc.{name}", [value])
     if name == "sigmoid":
         one = relay.const(1.0, "float32")
         return one / (one + operator.call(elementary.EXP, [relay.negative(value)]))
-    if name in ("nn.softmax", "nn.lrn"):
-        return _normalized(call, value)
-    found = relay.Call(relay.op.get(CLAMPED[name]), [value])
-    return relay.where(relay.isnan(value), value, found)
+    return _normalized(call, value)
 
 
 def _normalized(call: Any, value: Any) -> Any:

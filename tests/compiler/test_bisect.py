@@ -51,7 +51,7 @@ def right(patch: pytest.MonkeyPatch) -> None:
 
 def wrong_fast_math(patch: pytest.MonkeyPatch) -> None:
     """At -O3, tanh becomes erf."""
-    behind(patch, "fast-math", "fast_tanh", "fast_erf")
+    behind(patch, "fast-math", "mlc.tanh", "mlc.erf")
 
 
 def wrong_common_subexpressions(patch: pytest.MonkeyPatch) -> None:
