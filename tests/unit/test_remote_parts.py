@@ -93,7 +93,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "warm_up", lambda target, place: None)
     autotvm = SimpleNamespace(GLOBAL_SCOPE=SimpleNamespace(in_tuning=False))
     monkeypatch.setitem(sys.modules, "tvm", SimpleNamespace(autotvm=autotvm))
-    monkeypatch.setattr(remote, "find_linker", list)
+    monkeypatch.setattr(remote, "linker_for", lambda _target: None)
 
 
 class Bench:
