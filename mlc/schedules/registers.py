@@ -16,6 +16,7 @@ from tvm import tir
 from tvm.tir import stmt_functor
 
 from mlc.schedules.elementary import FORMULAS
+from mlc.schedules.stack import ON_STACK
 
 
 @functools.cache
@@ -43,7 +44,7 @@ def _store(store: Any) -> Any:
     for buffer in steps.buffers:
         found = tir.Allocate(
             buffer.data, buffer.dtype, buffer.shape, tir.const(True, "bool"),
-            tir.DeclBuffer(buffer, found),
+            tir.DeclBuffer(buffer, found), ON_STACK,
         )  # fmt: skip
     return found
 

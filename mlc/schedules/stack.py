@@ -15,7 +15,7 @@ import tvm
 from tvm import tir
 
 REGISTERS_BYTES = 32 * 64  # AVX-512's: what is larger stays in memory anyway
-_ON_STACK = "disable_lower_builtin"  # TVM's word for it
+ON_STACK = {"disable_lower_builtin": tir.const(True, "bool")}  # TVM's word for it
 
 
 @functools.cache
@@ -37,7 +37,7 @@ def _visit(node: Any) -> Any:
     elements = math.prod(int(size) for size in node.extents)
     if elements * tvm.DataType(node.dtype).itemsize() > REGISTERS_BYTES:
         return None
-    annotations = {**node.annotations, _ON_STACK: tir.const(True, "bool")}
+    annotations = {**node.annotations, **ON_STACK}
     return tir.Allocate(
         node.buffer_var, node.dtype, node.extents, node.condition, node.body, annotations
     )

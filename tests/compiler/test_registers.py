@@ -101,6 +101,17 @@ def test_equal_calls_are_one(tvm: Any) -> None:
     assert 0 < text.count("isnan") <= 2 * copies
 
 
+def test_registers_are_not_allocated_at_run_time(tvm: Any) -> None:
+    """A call for each vector made attention three times as slow."""
+    schedule, arguments = scheduled(tvm, nested)
+    with pass_context(3):
+        (function,) = tvm.lower(schedule, arguments).functions.values()
+    found: list[Any] = []
+    tvm.tir.stmt_functor.ir_transform(function.body, found.append, None, ["tir.Allocate"])
+    assert found
+    assert all("disable_lower_builtin" in node.annotations for node in found)
+
+
 def test_nested_activations_are_no_large_kernels(compiled: Any) -> None:
     """Sigmoid, then Softplus took 40 s, one more function some minutes."""
     operators = ["Sigmoid", "Softplus", "Tanh", "Erf", "Sigmoid", "Softplus", "Tanh"]
