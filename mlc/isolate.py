@@ -194,16 +194,17 @@ def fork() -> int:
     Destructors of native objects (ONNX Runtime's sessions) wait for their threads to end, and a fork
     has none of its parent's threads: a collection at the wrong moment would wait for ever.
     """
-    gc.freeze()
+    collecting = gc.isenabled()
+    gc.disable()  # until the child has put aside what it inherits
     try:
         with warnings.catch_warnings():  # threads here are idle, or restarted by their library
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
-    except BaseException:
-        gc.unfreeze()
-        raise
-    if pid:
-        gc.unfreeze()
+        if pid == 0:
+            gc.freeze()
+    finally:
+        if collecting:
+            gc.enable()
     return pid
 
 

@@ -35,3 +35,21 @@ def test_a_fork_leaves_the_garbage_that_it_inherits():
     assert gc.get_freeze_count() == 0
     gc.collect()
     assert Native.ended == ["here"]
+
+
+def test_a_fork_of_a_fork_leaves_the_first_ones_too():
+    """As the process that measuring is forked from, which forks a child for each job."""
+
+    def collected(_on_event: Any) -> list[str]:
+        isolate.forked(lambda _: None)
+        gc.collect()
+        return Native.ended
+
+    gc.collect()
+    Native.ended.clear()
+    gc.disable()
+    try:
+        Native()
+        assert isolate.forked(collected) == []
+    finally:
+        gc.enable()
