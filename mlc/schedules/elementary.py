@@ -23,7 +23,7 @@ from mlc.schedules import operator
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-EXP, TANH, ERF = "mlc.exp", "mlc.tanh", "mlc.erf"
+EXP = "mlc.exp"
 _INTRINSIC = "tir.mlc."
 
 _LOG2_E = 1.44269504088896341
@@ -134,7 +134,8 @@ def install() -> None:
         register_op_attr(name, "TVectorizable", True)
         # Where `registers` has not written it out (in a branch, or without our passes).
         register_intrin_lowering(name, target="default", f=partial(_written_out, formula))
-    for name, (function, what) in _OPERATORS.items():
+    for function, what in _OPERATORS:
+        name = f"mlc.{function.__name__}"
         operator.register(
             name,
             f"{what} of each element, on vectors",
@@ -157,8 +158,8 @@ def _compute(function: Callable[[Any], Any], _attrs: Any, inputs: Any, _out_type
     return [found]
 
 
-_OPERATORS = {
-    EXP: (exp, "e to the power"),
-    TANH: (tanh, "the hyperbolic tangent"),
-    ERF: (erf, "the error function"),
-}
+_OPERATORS = (
+    (exp, "e to the power"),
+    (tanh, "the hyperbolic tangent"),
+    (erf, "the error function"),
+)

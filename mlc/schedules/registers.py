@@ -25,10 +25,24 @@ def write_out_functions() -> Any:
 
     @tir.transform.prim_func_pass(opt_level=0, name="mlc.write_out_functions")  # type: ignore[untyped-decorator]
     def run(function: Any, _module: Any, _context: Any) -> Any:
+        if not _has_functions(function.body):
+            return function
         body = stmt_functor.ir_transform(function.body, None, _store, ["tir.BufferStore"])
         return function if body.same_as(function.body) else function.with_body(body)
 
     return run
+
+
+def _has_functions(body: Any) -> bool:
+    """Return whether anything is to be written out: to look at all stores takes long."""
+    found = []
+
+    def note(call: Any) -> None:
+        if getattr(call.op, "name", "") in FORMULAS:
+            found.append(call)
+
+    stmt_functor.ir_transform(body, note, None, ["tir.Call"])
+    return bool(found)
 
 
 def _store(store: Any) -> Any:
