@@ -56,10 +56,11 @@ class RemoteMeasurer(Measurer):
         Raises:
             MissingToolError: this platform cannot fork, or there is no linker (for a GPU no assembler).
         """
-        if self.settings.gpu is not None:
+        if self.settings.gpu is None:
+            for task in self.tasks.values():
+                linker_for(task.target)
+        else:
             ptxas.find()
-        for task in self.tasks.values() if self.settings.gpu is None else ():
-            linker_for(task.target)
         self._scratch = tempfile.TemporaryDirectory(prefix="mlc-")
         super().__enter__()
         return self
