@@ -113,6 +113,8 @@ def main(words: Sequence[str] | None = None) -> None:
     results, failures = [], []
     try:
         subjects, names = models.chosen(asked.models), peers.chosen(asked.peers)
+        if asked.trials:
+            names = [peers.UNTUNED, *names]
         out = asked.out.resolve()
         setup = Setup(
             out=out, logs=(asked.logs or out / "logs").resolve(), peers=tuple(names),

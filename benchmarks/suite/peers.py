@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 Array = np.ndarray[Any, Any]
-OURS = "mlc"
+OURS, UNTUNED = "mlc", "untuned"
 PICK_ROUNDS, PICK_S = 5, 0.1  # how inductor's settings are compared
 
 
@@ -190,6 +190,7 @@ def _called(module: Any, arrays: list[Array], settings: str = "") -> Entrant:
 
 PEERS = {
     OURS: Peer(title="mlc", package="mlc-compiler", load=_artifact),
+    UNTUNED: Peer(title="mlc untuned", package="mlc-compiler", load=_artifact),
     "ort": Peer(title="ONNX Runtime", package="onnxruntime", load=_onnxruntime),
     "openvino": Peer(title="OpenVINO", package="openvino", load=_openvino),
     "torch": Peer(title="torch eager", package="torch", load=_torch),
@@ -207,7 +208,7 @@ def chosen(text: str) -> list[str]:
         MissingToolError: its package is not installed.
     """
     names = text.split(",")
-    known = [name for name in PEERS if name != OURS]
+    known = [name for name in PEERS if name not in (OURS, UNTUNED)]
     for name in names:
         if name not in known:
             raise UsageError(f"there is no peer {name!r}", did_you_mean(name, known))
@@ -225,7 +226,7 @@ def chosen(text: str) -> list[str]:
 
 def version(name: str) -> str:
     """Return the version of an entrant's package."""
-    if name == OURS:
+    if name in (OURS, UNTUNED):
         import mlc
 
         return mlc.__version__

@@ -85,18 +85,17 @@ def prepare(setup: Setup, subject: Subject) -> list[peers.Job]:
     if not onnx.exists():
         tuning.say(f"{subject.name}: exporting")
         api.export(subject.factory, subject.inputs(), onnx)
-    logs = setup.logs
     if setup.trials:
         tune(setup, subject, onnx)
-    else:
-        logs = setup.out / "no-logs"
-        logs.mkdir(exist_ok=True)
-    tuning.say(f"{subject.name}: compiling")
-    common = ("--target", setup.target)
-    tuning.mlc(setup.commands, "compile", onnx, "-o", artifact, *common, "--logs", logs)
+    without = setup.out / "no-logs"
+    without.mkdir(exist_ok=True)
+    compiled(setup, onnx, artifact, setup.logs if setup.trials else without)
     feed = Feed(onnx=str(onnx), artifact=str(artifact), folder=str(folder))
     isolate.call("benchmarks.suite.setup:make_feed", feed)
     artifacts = dict.fromkeys((peers.OURS, *setup.peers), artifact)
+    if peers.UNTUNED in setup.peers:
+        artifacts[peers.UNTUNED] = folder / "untuned.mlc"
+        compiled(setup, onnx, artifacts[peers.UNTUNED], without)
     if "autotvm" in setup.peers:
         artifacts["autotvm"] = autotvm(setup, subject, onnx)
     return [
@@ -116,6 +115,14 @@ def tune(setup: Setup, subject: Subject, onnx: Path) -> None:
         "--threads", setup.threads, "--logs", setup.logs,
         log=onnx.parent / "tune.jsonl",
     )  # fmt: skip
+
+
+def compiled(setup: Setup, onnx: Path, artifact: Path, logs: Path) -> None:
+    """Run `mlc compile` with the records in `logs`."""
+    tuning.say(f"{onnx.stem}: compiling{'' if logs == setup.logs else ', untuned'}")
+    tuning.mlc(
+        setup.commands, "compile", onnx, "-o", artifact, "--target", setup.target, "--logs", logs
+    )
 
 
 def autotvm(setup: Setup, subject: Subject, onnx: Path) -> Path:

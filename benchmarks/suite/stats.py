@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.suite.peers import OURS
+from benchmarks.suite.peers import OURS, UNTUNED
 from mlc.runtime.timing import CROWDED
 
 if TYPE_CHECKING:
@@ -53,9 +53,12 @@ def ratios(result: Mapping[str, Any]) -> dict[str, Ratio]:
 
 
 def best_peer(result: Mapping[str, Any]) -> str | None:
-    """Return the peer with the lowest median over its blocks; None when all failed."""
+    """Return the peer with the lowest median over its blocks; None when all failed.
+
+    mlc without its records is none.
+    """
     blocks = timed(result)
-    others = [name for name in blocks if name != OURS]
+    others = [name for name in blocks if name not in (OURS, UNTUNED)]
     return min(others, key=lambda name: statistics.median(blocks[name]), default=None)
 
 

@@ -70,6 +70,8 @@ def test_the_best_peer_is_the_fastest_that_ran():
     found["entrants"]["torch"] = {"failed": "no"}
     assert stats.best_peer(found) == "ort"
     assert stats.best_peer(result(mlc=entrant(1), ort={"failed": "no"})) is None
+    found["entrants"]["untuned"] = entrant(1, 1)
+    assert stats.best_peer(found) == "ort", "mlc without its records is no peer"
 
 
 def test_means_and_shares():
