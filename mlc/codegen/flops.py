@@ -73,7 +73,17 @@ def _attention(call: Any) -> int:
     return 2 * _shape(call.checked_type)[0] * heads * n * m * (d + dv)
 
 
+def _expand_depthwise(call: Any) -> int:
+    """Return those of both convolutions."""
+    batch, outer, height, width, inner = _shape(call.args[0].checked_type)
+    filters = math.prod(_shape(call.args[2].checked_type))
+    taps = math.prod(_shape(call.args[3].checked_type)) // filters
+    made = 2 * batch * height * width * outer * inner * filters
+    return made + 2 * taps * math.prod(_shape(call.checked_type))
+
+
 _OURS = {
+    "mlc.expand_depthwise": _expand_depthwise,
     "mlc.conv2d_winograd": _winograd,
     "mlc.recurrent": _recurrent,
     "mlc.attention": _attention,

@@ -13,6 +13,7 @@ from typing import Any
 
 from mlc.errors import UsageError, did_you_mean
 from mlc.passes.attention import take_attention
+from mlc.passes.expand_depthwise import take_expand_depthwise
 from mlc.passes.fast_math import FAST, take_fast_math
 from mlc.passes.fold import fold_module
 from mlc.passes.horizontal import combine_batch_matmul, combine_conv2d, combine_dense
@@ -134,6 +135,9 @@ PASSES: tuple[Pass, ...] = (
          help="constant weights of dense layers to panels as wide as the register tile"),
     Pass(name="fold-packed-weights", stage="relay", level=1, run=fold_module,
          help="evaluate the layout transforms of weights"),
+    Pass(name="expand-depthwise", stage="relay", level=3, needs=("nn.contrib_depthwise_conv2d_NCHWc",),
+         run=take_expand_depthwise, for_cpu=True, needs_sizes=True,
+         help="a 1x1 convolution and the depthwise one behind it as one operator, what lies between in cache"),
     Pass(name="fuse-operators", stage="relay", level=1, run=_relay("FuseOps", 2),
          help="vertical fusion: an anchor operator takes in the element-wise ones behind it"),
     Pass(name="wrap-operators", stage="relay", level=0, run=_relay("FuseOps", 0),

@@ -1,7 +1,7 @@
 """Our own AutoTVM templates and operators, and the strategies that offer them to Relay.
 
 Templates: `dense`, `batch_matmul` and `pointwise` share the register tile of `gemm`; `winograd` (with
-`winograd_op`), `depthwise`, `direct` (groups, images) and `attention`. `conv_op` offers those of
+`winograd_op`), `depthwise`, `expand_depthwise`, `direct` (groups, images) and `attention`. `conv_op` offers those of
 convolutions, `blocks` decides on NCHWc. Kernels without knobs: `rows` (softmax, layer norm), `spatial`
 (pooling, reductions over the image), `lrn`, `elementary`, `recurrent`. `tails`, `stack`, `serial` and
 `shuffles` are TIR passes. `arm` chooses among TVM's schedules for Arm, `cuda` has default configs of its
@@ -29,6 +29,7 @@ def install() -> None:
         conv_op,
         dense,
         elementary,
+        expand_depthwise,
         lrn,
         open_ops,
         recurrent,
@@ -49,6 +50,7 @@ def install() -> None:
         spatial,
         lrn,
         attention,
+        expand_depthwise,
     )
     for module in (*ours, open_ops, arm):  # Arm last: it puts back what differs there
         module.install()

@@ -139,7 +139,7 @@ def depthwise(cfg: Any, data: Any, weight: Any, strides: Any, padding: Any, dila
     if len(data.shape) == 4 and autotvm.GLOBAL_SCOPE.in_tuning:
         data = te.placeholder(layer.image, data.dtype, name="data")
         weight = te.placeholder(layer.weights, weight.dtype, name="weight")
-    acc = _sums(layer, _padded(layer, data, int(cfg["columns"].val)), weight)
+    acc = sums(layer, padded(layer, data, int(cfg["columns"].val)), weight)
     if len(data.shape) == 5:
         shape: tuple[int, ...] = (*acc.shape[:3], layer.out_width, layer.block)
         return te.compute(shape, acc, name="depthwise", tag=_TAG)
@@ -149,7 +149,7 @@ def depthwise(cfg: Any, data: Any, weight: Any, strides: Any, padding: Any, dila
     )
 
 
-def _padded(layer: Layer, data: Any, columns: int) -> Any:
+def padded(layer: Layer, data: Any, columns: int) -> Any:
     """Return the inputs [n, block, row, column, channel] with zeros around them where needed."""
     top, left, _, _ = layer.padding
     across = layer.span(1, -(-layer.out_width // columns) * columns)
@@ -167,7 +167,7 @@ def _padded(layer: Layer, data: Any, columns: int) -> Any:
     return te.compute(shape, pixel, name="padded")
 
 
-def _sums(layer: Layer, data: Any, weight: Any) -> Any:
+def sums(layer: Layer, data: Any, weight: Any) -> Any:
     """Return the sums over all taps, as wide as whole tiles."""
     i, j = (te.reduce_axis((0, size), name) for size, name in zip(layer.taps, "ij", strict=True))
     (down, across), (far, wide) = layer.strides, layer.dilation
@@ -185,10 +185,11 @@ def _sums(layer: Layer, data: Any, weight: Any) -> Any:
 @autotvm.register_topi_schedule(TEMPLATE)  # type: ignore[untyped-decorator]
 def schedule_depthwise(cfg: Any, outs: Any) -> Any:
     """Return the schedule of a depthwise convolution with what Relay fused behind it."""
-    return gemm.schedule_tagged(_TAG, _schedule, cfg, outs)
+    return gemm.schedule_tagged(_TAG, schedule, cfg, outs)
 
 
-def _schedule(s: Any, cfg: Any, conv: Any, out: Any) -> None:
+def schedule(s: Any, cfg: Any, conv: Any, out: Any) -> tuple[Any, Any]:
+    """Schedule the tagged tensor; return the stage that stores its outputs, and its axis of chunks."""
     (acc,) = conv.op.input_tensors
     out, n, b, h, w, lane = output_axes(s, conv, out, int(acc.shape[-1]))
     chunk, row = s[out].split(h, factor=int(cfg["rows"].val) or int(acc.shape[2]))
@@ -212,6 +213,7 @@ def _schedule(s: Any, cfg: Any, conv: Any, out: Any) -> None:
     if padded.op.name == "padded":
         s[padded].compute_at(s[out], chunk)
         s[padded].vectorize(s[padded].op.axis[-1])
+    return out, chunk
 
 
 def takes(attrs: Any, inputs: Any, out_type: Any) -> bool:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tvm import te, tir
 from tvm.ir import _ffi_api, register_intrin_lowering, register_op_attr
 from tvm.relay.op import op as relay_op
+from tvm.relay.transform.infer_layout_utils import InferCorrectLayoutOutput
 
 from mlc.schedules import operator
 
@@ -145,10 +146,17 @@ def install() -> None:
         )
         relay_op.register_compute(name, partial(_compute, function))
         relay_op.register_injective_schedule(name)
+        relay_op.register_infer_correct_layout(name, _any_layout)
 
 
 def _written_out(formula: Callable[[Any], Any], call: Any) -> Any:
     return formula(call.args[0])
+
+
+def _any_layout(attrs: Any, new: Any, old: Any, _types: Any) -> Any:
+    """Keep the layout that comes in: without a rule AlterOpLayout would go back to NCHW for it."""
+    layouts = [(new or old)[0]]
+    return InferCorrectLayoutOutput(layouts, layouts, attrs)
 
 
 def _compute(function: Callable[[Any], Any], _attrs: Any, inputs: Any, _out_type: Any) -> list[Any]:

@@ -222,7 +222,7 @@ def schedule(cfg: Any, outs: Any) -> Any:
     return schedule_tagged(_TAG, _schedule_product, cfg, outs)
 
 
-def schedule_tagged(tag: str, stages: Callable[..., None], cfg: Any, outs: Any) -> Any:
+def schedule_tagged(tag: str, stages: Callable[..., Any], cfg: Any, outs: Any) -> Any:
     """Return a schedule in which `stages(s, cfg, tensor, output)` did the tensor with a tag.
 
     What Relay fused around it is inlined.

@@ -37,6 +37,8 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "batch_matmul_mlc.x86": ("BMK", "BKN", "BMN"),
     "attention_mlc.x86": ("BNC", "BMC", "BMC", "BNC"),
     "conv2d_winograd_mlc.x86": ("NCHW", "OIHW", "NCHW"),
+    # Made when layouts are known: its tensors are in blocks already.
+    "expand_depthwise_mlc.x86": ("NCHWB", "KCYXBL", "KL", "KIYXJL", "NKHWL"),
 }
 # (logical layout, rank of the kernel's argument): the argument's layout, blocks from its shape.
 _BLOCKED = {

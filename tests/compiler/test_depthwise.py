@@ -205,7 +205,7 @@ def chosen(tvm: Any, target: str, shape: Any, filters: Any, options: dict[str, A
 def test_no_layout_changes_between_layers(
     tvm: Any, tmp_path: Path, channels: int, quick_target: str
 ) -> None:
-    """1x1 convolutions and depthwise ones want equal channels in equal blocks."""
+    """1x1 convolutions, depthwise ones and both as one want equal channels in equal blocks."""
     weights = {
         "a": models.floats(channels, 3, 1, 1, seed=1), "d": models.floats(channels, 1, 3, 3, seed=2),
         "b": models.floats(16, channels, 1, 1, seed=3), "c": models.floats(channels, 16, 1, 1, seed=4),
@@ -213,7 +213,8 @@ def test_no_layout_changes_between_layers(
     proto = models.model(
         [
             node("Conv", ["x", "a"], ["p"]), node("Conv", ["p", "d"], ["q"], group=channels, pads=[1] * 4),
-            node("Conv", ["q", "b"], ["r"]), node("Conv", ["r", "c"], ["s"]), node("Add", ["s", "q"], ["y"]),
+            node("Conv", ["q", "d"], ["t"], group=channels, pads=[1] * 4),
+            node("Conv", ["t", "b"], ["r"]), node("Conv", ["r", "c"], ["s"]), node("Add", ["s", "q"], ["y"]),
         ],
         {"x": [1, 3, 9, 9]}, ["y"], weights,
     )  # fmt: skip
@@ -221,6 +222,7 @@ def test_no_layout_changes_between_layers(
     with dispatch_context(lambda _key: None):
         module = optimize(model, tvm.target.Target(quick_target), 3).module
     assert len(calls_of(module, "nn.contrib_depthwise_conv2d_NCHWc")) == 1
+    assert len(calls_of(module, "mlc.expand_depthwise")) == 1
     assert len(calls_of(module, "layout_transform")) == 2  # of the model's input and output
 
 

@@ -10,6 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from mlc.passes.fast_math import take_fast_math
+from mlc.passes.run import optimize
+from mlc.tune.dispatch import dispatch_context
 from tests import models
 from tests.compiler.conftest import calls_of
 
@@ -77,3 +79,19 @@ def test_exact_refuses_it(compiled: Any) -> None:
     assert "fast-math" in compiled(proto).manifest["passes"]
     assert "fast-math" not in compiled(proto, exact=True).manifest["passes"]
     assert "fast-math" not in compiled(proto, opt_level=2).manifest["passes"]
+
+
+@pytest.mark.parametrize("operator", ["Exp", "Tanh", "Erf", "Sigmoid"])
+def test_blocks_of_channels_go_through(
+    converted: Any, tvm: Any, quick_target: str, operator: str
+) -> None:
+    """A convolution takes the function into its kernel, in the layout that it has."""
+    weights = {name: models.floats(16, 16, 1, 1, seed=k) for k, name in enumerate("vw")}
+    nodes = [
+        helper.make_node("Conv", ["x", "v"], ["a"]), helper.make_node(operator, ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w"], ["y"]),
+    ]  # fmt: skip
+    model = converted(models.model(nodes, {"x": [1, 16, 7, 7]}, ["y"], weights))
+    with dispatch_context(lambda _key: None):
+        module = optimize(model, tvm.target.Target(quick_target), 3).module
+    assert len(calls_of(module, "layout_transform")) == 2  # of the model's input and output
