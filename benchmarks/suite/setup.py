@@ -38,8 +38,8 @@ class Setup:
     threads: int
     trials: int = 0
     target: str = "llvm"
-    rounds: int = 12
-    seconds: float = 0.25
+    rounds: int = 24
+    seconds: float = 0.12
 
     @property
     def commands(self) -> tuning.Setup:
