@@ -43,7 +43,8 @@ def filtered(m: int, tiles: Array, filters: Array) -> Array:
             array = np.moveaxis(np.stack(step(m, lambda k, of=rows: of[k])), 0, -2)
         return array
 
-    weights = transforms.transform_weights(m, filters).astype(tiles.dtype)
+    matrix = transforms.weights_matrix(m)
+    weights = (filters.reshape(-1, 9) @ matrix.T).reshape(-1, m + 2, m + 2).astype(tiles.dtype)
     products = np.zeros((len(tiles), m + 2, m + 2), tiles.dtype)
     for channel in range(tiles.shape[1]):
         products += both(transforms.transform_input, tiles)[:, channel] * weights[channel]
@@ -148,7 +149,7 @@ def convolve(case: Case, text: str, knobs: dict[str, Any] | int | None) -> Array
     from tvm.target import Target
 
     from mlc.passes.fold import relayout
-    from mlc.schedules import winograd, winograd_op
+    from mlc.schedules import transforms, winograd
     from mlc.tune.place import Here
 
     data, weight = case.arrays()
@@ -171,7 +172,7 @@ def convolve(case: Case, text: str, knobs: dict[str, Any] | int | None) -> Array
     u, a = sorted(given, key=lambda tensor: len(tensor.shape))
     function = Here().compile(schedule, [a, u, out], target)
     blocked = relayout(data, "NCHW", f"NCHW{layer.in_block}c")
-    packed = winograd_op.packed(weight, tuple(map(int, u.shape)))
+    packed = transforms.packed(weight, tuple(map(int, u.shape)))
     assert packed is not None
     result = nd.array(np.zeros(tuple(map(int, out.shape)), np.float32))
     function(nd.array(blocked), nd.array(packed), result)
@@ -294,8 +295,10 @@ def test_exact_refuses_it(check: Compile) -> None:
 
 
 def test_weights_are_transformed_before(load: Any, tvm: Any) -> None:
-    """Constants in the graph: shared by layers with the same weights, none computed at run time."""
+    """Of constants, when an artifact is opened: none is computed by a run."""
     from tvm import relay
+
+    from mlc.schedules.winograd_op import recipe
 
     fused = optimize(
         load(residual_block(32, size=24)), tvm.target.Target("llvm -mcpu=x86-64-v4"), 3
@@ -308,8 +311,13 @@ def test_weights_are_transformed_before(load: Any, tvm: Any) -> None:
     assert len(layers) == 2
     for layer in layers:
         (weight,) = [arg for arg in layer.args if len(arg.checked_type.shape) == 4]
-        assert isinstance(weight, relay.Constant)
         assert tuple(map(int, weight.checked_type.shape))[::2] == (36, 32)
+        made = recipe(weight)
+        assert made is not None
+        assert made["shape"] == list(map(int, weight.checked_type.shape))
+        (filters,) = weight.args
+        assert isinstance(filters, relay.Constant)
+        assert tuple(map(int, filters.checked_type.shape)) == (32, 32, 3, 3)
 
 
 def kernels_of(module: Any) -> list[Any]:
@@ -453,7 +461,7 @@ def test_tuning_compares_outputs(
     from tvm import autotvm
     from tvm.target import Target
 
-    from mlc.schedules import winograd, winograd_op
+    from mlc.schedules import transforms, winograd
     from mlc.tune.compare import agree
     from mlc.tune.trial import Settings, Trial
 
@@ -466,9 +474,9 @@ def test_tuning_compares_outputs(
     for trial in trials:
         trial.guard("build", trial.build)
     if broken:
-        packed = winograd_op.packed
+        packed = transforms.packed
         monkeypatch.setattr(
-            winograd_op, "packed", lambda w, to: packed(w * (1.01 if to[0] == 36 else 1), to)
+            transforms, "packed", lambda w, to: packed(w * (1.01 if to[0] == 36 else 1), to)
         )
     checked = agree(*trials)
     assert checked["passed"] is not broken, checked["detail"]
