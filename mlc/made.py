@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc.schedules import transforms
+from mlc.schedules import winograd_weights
+from mlc.schedules.transforms import TAPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -54,11 +55,11 @@ def make(recipe: Mapping[str, Any], stored: Array) -> Array:
     """
     made = aligned(nbytes(recipe))
     shape = tuple(recipe["shape"])
-    one = shape[2] * transforms.TAPS**2 * _TYPE.itemsize  # bytes of a filter
+    one = shape[2] * TAPS**2 * _TYPE.itemsize  # bytes of a filter
     if stored.nbytes % one == 0:
-        filters = stored.view(_TYPE).reshape(-1, shape[2], transforms.TAPS, transforms.TAPS)
-        if transforms.fits(filters.shape, shape):
-            transforms.pack(filters, made.view(_TYPE).reshape(shape))
+        filters = stored.view(_TYPE).reshape(-1, shape[2], TAPS, TAPS)
+        if winograd_weights.fits(filters.shape, shape):
+            winograd_weights.pack(filters, made.view(_TYPE).reshape(shape))
             return made
     raise ValueError(f"{stored.nbytes} bytes are no filters for the shape {list(shape)}")
 

@@ -9,14 +9,11 @@ outputs. The matrices follow from m + 1 points and the one at infinity (Toom and
 are 0 and +-1, the paper's. For m = 4 the paper has 0, +-1, +-2; we take 0, +-5/8, +-3/2, found by trying
 small fractions: half of the paper's rounding error for as many operations. All points are pairs +-p,
 so that two rows of a transform share their work, and A and B are exact in float32.
-
-Nothing here needs TVM: an artifact's weights are transformed when it is opened (`mlc.made`).
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import operator
 from fractions import Fraction
@@ -30,8 +27,6 @@ if TYPE_CHECKING:
 TAPS = 3
 SIZES = (2, 4)  # m
 _PAIRS = {2: (Fraction(1),), 4: (Fraction(5, 8), Fraction(3, 2))}  # the p of each pair +-p
-
-_CHUNK = 512  # filters' channels transformed at once: so few OpenBLAS does on one thread
 
 Array = np.ndarray[Any, Any]
 
@@ -63,8 +58,8 @@ def transform_output(m: int, product: Callable[[int], Any]) -> list[Any]:
     return [*rows[:-1], rows[-1] + product(m + 1)]
 
 
-def weights_matrix(m: int) -> Array:
-    """Return the matrix [(m + 2)^2, 9] that takes a filter g, row by row, to G g G^T, in float64.
+def transform_weights(m: int, weights: Array) -> Array:
+    """Return G g G^T of filters [..., 3, 3] as [..., m + 2, m + 2] in float64.
 
     A row of G has the powers of a point, over the product of its distances to the others.
     """
@@ -72,55 +67,12 @@ def weights_matrix(m: int) -> Array:
     rows = [
         [
             point**k / math.prod(point - other for other in points if other != point)
-            for k in range(TAPS)
+            for k in range(3)
         ]
         for point in points
     ]
     g = np.array([*rows, [0, 0, 1]], np.float64)
-    return np.kron(g, g)
-
-
-def fits(filters: Sequence[int], shape: Sequence[int]) -> bool:
-    """Return whether filters of a shape [k, c, 3, 3] have transforms of a shape as in `packed`."""
-    positions, panels, channels, columns = shape
-    return (
-        positions in [(m + TAPS - 1) ** 2 for m in SIZES]
-        and tuple(filters[1:]) == (channels, TAPS, TAPS)
-        and 0 <= panels * columns - filters[0] < columns
-    )
-
-
-def packed(filters: Array, shape: tuple[int, ...]) -> Array | None:
-    """Return filters [k, c, 3, 3] transformed, in panels, zeros behind the last; None if unfit.
-
-    Args:
-        filters: float32.
-        shape: `winograd.Plan.weights`: positions, panels, c, columns.
-    """
-    if not fits(filters.shape, shape):
-        return None
-    out = np.empty(shape, np.float32)
-    pack(filters, out)
-    return out
-
-
-def pack(filters: Array, out: Array) -> None:
-    """Write filters [k, c, 3, 3], transformed, to `out`, both float32 and as in `packed`.
-
-    Computed in float64, some channels of a panel at a time, which stay in the cache.
-    """
-    positions, panels, channels, columns = out.shape
-    matrix = weights_matrix(math.isqrt(positions) - TAPS + 1)
-    step = max(1, _CHUNK // columns)
-    taps = np.empty((TAPS * TAPS, min(step, channels), columns))
-    with np.errstate(all="ignore"):  # of infinities come NaNs
-        for panel, first in itertools.product(range(panels), range(0, channels, step)):
-            part = filters[panel * columns : (panel + 1) * columns, first : first + step]
-            count, here = part.shape[:2]
-            taps[:, :here, :count] = part.reshape(count, here, -1).transpose(2, 1, 0)
-            taps[:, :here, count:] = 0
-            made = matrix @ taps[:, :here].reshape(TAPS * TAPS, -1)
-            out[:, panel, first : first + here] = made.reshape(positions, here, columns)
+    return np.asarray(g @ weights.astype(np.float64) @ g.T)
 
 
 def _zero_at(points: Sequence[Fraction]) -> list[Fraction]:

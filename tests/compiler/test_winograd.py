@@ -47,8 +47,7 @@ def filtered(m: int, tiles: Array, filters: Array) -> Array:
             array = np.moveaxis(np.stack(step(m, lambda k, of=rows: of[k])), 0, -2)
         return array
 
-    matrix = transforms.weights_matrix(m)
-    weights = (filters.reshape(-1, 9) @ matrix.T).reshape(-1, m + 2, m + 2).astype(tiles.dtype)
+    weights = transforms.transform_weights(m, filters).astype(tiles.dtype)
     products = np.zeros((len(tiles), m + 2, m + 2), tiles.dtype)
     for channel in range(tiles.shape[1]):
         products += both(transforms.transform_input, tiles)[:, channel] * weights[channel]
@@ -153,7 +152,7 @@ def convolve(case: Case, text: str, knobs: dict[str, Any] | int | None) -> Array
     from tvm.target import Target
 
     from mlc.passes.fold import relayout
-    from mlc.schedules import transforms, winograd
+    from mlc.schedules import winograd, winograd_weights
     from mlc.tune.place import Here
 
     data, weight = case.arrays()
@@ -176,7 +175,7 @@ def convolve(case: Case, text: str, knobs: dict[str, Any] | int | None) -> Array
     u, a = sorted(given, key=lambda tensor: len(tensor.shape))
     function = Here().compile(schedule, [a, u, out], target)
     blocked = relayout(data, "NCHW", f"NCHW{layer.in_block}c")
-    packed = transforms.packed(weight, tuple(map(int, u.shape)))
+    packed = winograd_weights.packed(weight, tuple(map(int, u.shape)))
     assert packed is not None
     result = nd.array(np.zeros(tuple(map(int, out.shape)), np.float32))
     function(nd.array(blocked), nd.array(packed), result)
@@ -513,7 +512,7 @@ def test_tuning_compares_outputs(
     from tvm import autotvm
     from tvm.target import Target
 
-    from mlc.schedules import transforms, winograd
+    from mlc.schedules import winograd, winograd_weights
     from mlc.tune.compare import agree
     from mlc.tune.trial import Settings, Trial
 
@@ -526,9 +525,9 @@ def test_tuning_compares_outputs(
     for trial in trials:
         trial.guard("build", trial.build)
     if broken:
-        packed = transforms.packed
+        packed = winograd_weights.packed
         monkeypatch.setattr(
-            transforms, "packed", lambda w, to: packed(w * (1.01 if to[0] == 36 else 1), to)
+            winograd_weights, "packed", lambda w, to: packed(w * (1.01 if to[0] == 36 else 1), to)
         )
     checked = agree(*trials)
     assert checked["passed"] is not broken, checked["detail"]

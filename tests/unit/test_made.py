@@ -17,7 +17,7 @@ from mlc.emulate.session import EmulatedSession
 from mlc.errors import ArtifactError
 from mlc.inspection.packed import inspect_artifact
 from mlc.runtime import open_graph
-from mlc.schedules import transforms
+from mlc.schedules import winograd_weights
 from tests.unit import test_artifact, test_buckets, test_sizes
 from tests.unit.test_artifact import CPU, with_manifest
 
@@ -87,7 +87,7 @@ def test_filters_are_transformed(k: int, shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(
         found.view(np.float32).reshape(shape), expected, rtol=2e-7, atol=1e-7
     )
-    packed = transforms.packed(given, shape)
+    packed = winograd_weights.packed(given, shape)
     assert packed is not None
     np.testing.assert_array_equal(packed, found.view(np.float32).reshape(shape))
     behind = expected.transpose(1, 3, 0, 2).reshape(-1, shape[0], shape[2])[k:]
@@ -188,7 +188,7 @@ def test_a_recipe_that_does_not_fit_is_refused(
 
     with_manifest(path, change)
     opened = artifact.load(path, CPU)
-    monkeypatch.setattr(transforms, "pack", lambda *_: pytest.fail("it was begun"))
+    monkeypatch.setattr(winograd_weights, "pack", lambda *_: pytest.fail("it was begun"))
     with pytest.raises(ArtifactError, match="a weight cannot be made") as caught:
         list(opened.weights())
     assert "compile it again" in str(caught.value.hint)
