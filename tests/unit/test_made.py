@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -232,6 +233,25 @@ def test_an_unknown_recipe_is_shown_as_damage(path: Path) -> None:
     with_manifest(path, change)
     with pytest.raises(ArtifactError, match="cannot be shown"):
         inspect_artifact(path)
+
+
+def test_random_recipes_are_refused_or_make_what_they_say(path: Path) -> None:
+    opened = artifact.load(path, CPU)
+    rng = random.Random(0)
+    sizes = [-16, -1, 0, 1, 2, 3, 4, 16, 20, 32, 36, 48, 1 << 31, 1 << 63]
+    fitted = 0
+    for _ in range(2000):
+        chosen = [rng.choice([part, rng.choice(sizes)]) for part in SHAPE]
+        entry = {**opened.manifest["weights"][1], "made": recipe(*chosen)}
+        entry[rng.choice(["offset", "nbytes"])] += rng.choice([0, 0, 0, 64, 108, -108, 1, 1 << 40])
+        manifest = {**opened.manifest, "weights": [entry]}
+        try:
+            ((_, found),) = dataclasses.replace(opened, manifest=manifest).weights()
+        except ArtifactError:
+            continue
+        assert found.nbytes == made.nbytes(entry["made"])
+        fitted += 1
+    assert 50 < fitted < 1000
 
 
 # --- buckets, bundles, other machines ------------------------------------------------------------
