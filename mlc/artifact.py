@@ -94,7 +94,7 @@ class Artifact:
         """
         data = self.members[WEIGHTS]
         try:
-            made.require_bounded(_recipes({"weights": self.manifest["weights"]}), len(data))
+            made.require_bounded(self.manifest["weights"], len(data))
             for entry in self.manifest["weights"]:
                 start, size = entry["offset"], entry["nbytes"]
                 if not 0 <= start <= start + size <= len(data) or start % ALIGNMENT:
@@ -319,7 +319,7 @@ class Mapped:
         """Return the manifest, its form checked."""
         manifest = self.read_json(MANIFEST, NEWEST)
         form = _BUCKETS_FORM if "buckets" in manifest else _FORM
-        right = fits(manifest, form) and fits(_recipes(manifest), [made.FORM])
+        right = fits(manifest, form) and fits(made.recipes(manifest), [made.FORM])
         if not (right and _shapes_fit(manifest) and self._holds_code(manifest)):
             raise self.damaged("its manifest has another form than its format says")
         return manifest
@@ -357,15 +357,9 @@ class Mapped:
 
 def _version(manifest: Mapping[str, Any]) -> int:
     """Return the oldest format that has what a manifest needs."""
-    if _recipes(manifest):
+    if made.recipes(manifest):
         return MADE
     return SHAPES if {"buckets", "dynamic"} & manifest.keys() else FORMAT
-
-
-def _recipes(manifest: Mapping[str, Any]) -> list[Any]:
-    """Return how weights are made that are not stored as kernels read them, those of buckets too."""
-    tables = [entry["weights"] for entry in (manifest, *manifest.get("buckets", []))]
-    return [entry["made"] for table in tables for entry in table if "made" in entry]
 
 
 def _shapes_fit(manifest: dict[str, Any]) -> bool:

@@ -3,18 +3,16 @@
 The members are those of every artifact: the code of all buckets in one library, each kernel once;
 `graph.json` is the list of their graphs; `weights.bin` holds equal bytes once. In the manifest
 `buckets` lists for each: `dims` (its sizes), where its graph lies, which weight (a position in
-`weights`) fills which storage (with `made` in the form that is made of it, see `mlc.made`), and what
-differs from bucket to bucket (`OWN`). `padding` says along
-which dimensions inputs of sizes in between may be filled up with zeros (`offered`), and why not
-along others (`refused`); see `mlc.runtime.padding`. The rest holds for all. `view` is one bucket as
-an artifact by itself.
+`weights`) fills which storage (with `made`: what is made of it, see `mlc.made`), and what differs from
+bucket to bucket (`OWN`). `padding` says along which dimensions inputs of sizes in between may be
+filled up with zeros (`offered`), and why not along others (`refused`); see `mlc.runtime.padding`. The
+rest holds for all. `view` is one bucket as an artifact by itself.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Array = np.ndarray[Any, Any]
-_NONE: Mapping[int, Any] = MappingProxyType({})
 OWN = ("signature", "kernels", "buffer_bytes", "passes", "tuning", "index_bounds")
 
 
@@ -52,7 +49,7 @@ class Weights:
     positions: dict[bytes, int] = field(default_factory=dict, repr=False)
 
     def add(
-        self, weights: Sequence[tuple[int, Array]], made: Mapping[int, Any] = _NONE
+        self, weights: Sequence[tuple[int, Array]], made: Mapping[int, Any] | None = None
     ) -> list[dict[str, Any]]:
         """Return a bucket's weight table; arrays with bytes that are known are not kept.
 
@@ -65,8 +62,9 @@ class Weights:
             position = self.positions.setdefault(key, len(self.arrays))
             if position == len(self.arrays):
                 self.arrays.append(array)
-            recipe = {"made": made[number]} if number in made else {}
-            table.append({"storage": storage, "weight": position, **recipe})
+            table.append({"storage": storage, "weight": position})
+            if made and number in made:
+                table[-1]["made"] = made[number]
         return table
 
 

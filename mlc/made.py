@@ -28,6 +28,12 @@ _TYPE = np.dtype(np.float32)
 _MOST_GROWTH = 64  # all that is made, over all that is stored
 
 
+def recipes(manifest: Mapping[str, Any]) -> list[Any]:
+    """Return all recipes of a manifest, those of its buckets too."""
+    tables = [entry["weights"] for entry in (manifest, *manifest.get("buckets", []))]
+    return [entry["made"] for table in tables for entry in table if "made" in entry]
+
+
 def nbytes(recipe: Mapping[str, Any]) -> int:
     """Return the bytes of what a recipe makes.
 
@@ -40,9 +46,9 @@ def nbytes(recipe: Mapping[str, Any]) -> int:
     return math.prod(shape) * _TYPE.itemsize
 
 
-def require_bounded(recipes: Iterable[Mapping[str, Any]], stored: int) -> None:
-    """Raise ValueError if recipes make far more bytes than the `stored` ones can be good for."""
-    total = sum(map(nbytes, recipes))
+def require_bounded(entries: Iterable[Mapping[str, Any]], stored: int) -> None:
+    """Raise ValueError if what entries make is far more than the `stored` bytes can be good for."""
+    total = sum(nbytes(entry["made"]) for entry in entries if "made" in entry)
     if total > _MOST_GROWTH * stored:
         raise ValueError(f"{total} bytes of {stored}")
 
@@ -53,15 +59,15 @@ def make(recipe: Mapping[str, Any], stored: Array) -> Array:
     Raises:
         ValueError: the recipe does not fit the bytes.
     """
-    made = aligned(nbytes(recipe))
-    shape = tuple(recipe["shape"])
-    one = shape[2] * TAPS**2 * _TYPE.itemsize  # bytes of a filter
-    if stored.nbytes % one == 0:
-        filters = stored.view(_TYPE).reshape(-1, shape[2], TAPS, TAPS)
-        if winograd_weights.fits(filters.shape, shape):
-            winograd_weights.pack(filters, made.view(_TYPE).reshape(shape))
-            return made
-    raise ValueError(f"{stored.nbytes} bytes are no filters for the shape {list(shape)}")
+    size, shape = nbytes(recipe), tuple(recipe["shape"])
+    one = (shape[2], TAPS, TAPS)
+    count, rest = divmod(stored.nbytes, math.prod(one) * _TYPE.itemsize)
+    if rest or not winograd_weights.fits((count, *one), shape):
+        raise ValueError(f"{stored.nbytes} bytes are no filters for the shape {list(shape)}")
+    made = aligned(size)
+    filters = stored.view(_TYPE).reshape(count, *one)
+    winograd_weights.pack(filters, made.view(_TYPE).reshape(shape))
+    return made
 
 
 def aligned(size: int) -> Array:
