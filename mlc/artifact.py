@@ -2,9 +2,9 @@
 
 A plain zip, members stored, in this order: `manifest.json`, `library.so` (for a GPU its programs,
 `programs.json`, see `mlc.gpu.device`), `graph.json`, `weights.bin` (each weight, and the member
-itself, at a multiple of 64 bytes in the file, so that it can be mapped). Equal inputs give equal
-bytes: fixed dates, modes and order. The manifest holds size and sha256 of the other members;
-nothing is loaded before they were compared.
+itself, at a multiple of 64 bytes in the file, so that it can be mapped; some are stored smaller
+than kernels read them, see `mlc.made`). Equal inputs give equal bytes: fixed dates, modes and order.
+The manifest holds size and sha256 of the other members; nothing is loaded before they were compared.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import mmap
 import os
 import stat
 import struct
+import weakref
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -23,9 +24,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc import triple
+from mlc import made, triple
 from mlc.cpu import HostCpu, host_cpu
 from mlc.errors import ArtifactError
+from mlc.made import ALIGNMENT
 from mlc.new_file import new_file
 from mlc.options import MAX_MANIFEST_BYTES
 from mlc.sizes import is_size
@@ -34,9 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-FORMAT = 1
-NEWEST = 2  # several shapes (`mlc.buckets`) or open ones (`mlc.sizes`): older versions of mlc cannot open them
-ALIGNMENT = 64
+FORMAT = 1  # what newer versions of mlc need has a newer number, and only that
+SHAPES = 2  # several shapes (`mlc.buckets`) or open ones (`mlc.sizes`)
+MADE = NEWEST = 3  # weights that are made when it is opened (`mlc.made`)
 MANIFEST, LIBRARY, GRAPH, WEIGHTS = "manifest.json", "library.so", "graph.json", "weights.bin"
 PROGRAMS = "programs.json"
 _TENSORS = [{"name": str, "shape": [(int, str, list)], "dtype": str}]
@@ -58,30 +60,60 @@ _CHUNK = 8 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What goes into an artifact: the manifest without its members, and the members."""
+    """What goes into an artifact: the manifest without its members, and the members.
+
+    `made` says by position which `weights` are stored smaller than kernels read them (`mlc.made`).
+    """
 
     manifest: dict[str, Any]
     library: bytes = field(repr=False)
     graph: bytes = field(repr=False)
     weights: Sequence[tuple[int, np.ndarray[Any, Any]]] = field(repr=False)  # (storage, array)
+    made: Mapping[int, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """An opened and checked artifact: its manifest, and views of its members in mapped memory."""
+    """An opened and checked artifact: its manifest, and views of its members in mapped memory.
+
+    `made` holds what `weights` made for as long as somebody uses it: buckets share it.
+    """
 
     path: Path
     manifest: dict[str, Any]
     members: dict[str, memoryview] = field(repr=False)
+    made: weakref.WeakValueDictionary[Any, np.ndarray[Any, Any]] = field(
+        default_factory=weakref.WeakValueDictionary, repr=False
+    )
 
     def weights(self) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-        """Yield each weight as (storage, flat uint8 array in mapped memory)."""
+        """Yield each weight as (storage, flat uint8 array), in mapped memory unless it is made.
+
+        Raises:
+            ArtifactError: one lies outside its member, or its recipe does not fit it.
+        """
         data = self.members[WEIGHTS]
-        for entry in self.manifest["weights"]:
-            start, size = entry["offset"], entry["nbytes"]
-            if not 0 <= start <= start + size <= len(data) or start % ALIGNMENT:
-                raise ArtifactError(f"{self.path}: a weight lies outside its member")
-            yield entry["storage"], np.frombuffer(data, np.uint8, size, start)
+        try:
+            made.require_bounded(self.manifest["weights"], len(data))
+            for entry in self.manifest["weights"]:
+                start, size = entry["offset"], entry["nbytes"]
+                if not 0 <= start <= start + size <= len(data) or start % ALIGNMENT:
+                    raise ArtifactError(f"{self.path}: a weight lies outside its member")
+                stored = np.frombuffer(data, np.uint8, size, start)
+                yield entry["storage"], self._made(entry, stored) if "made" in entry else stored
+        except ValueError as error:
+            raise ArtifactError(
+                f"{self.path}: a weight cannot be made: {error}",
+                "copy it again, or compile it again",
+            ) from None
+
+    def _made(self, entry: dict[str, Any], stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        key = entry["offset"], entry["nbytes"], tuple(entry["made"]["shape"])
+        found = self.made.get(key)
+        if found is None:
+            found = self.made[key] = made.make(entry["made"], stored)
+            made.release(stored, self.members[WEIGHTS])
+        return found
 
 
 def save(contents: Contents, path: Path) -> dict[str, Any]:
@@ -97,8 +129,10 @@ def save(contents: Contents, path: Path) -> dict[str, Any]:
         GRAPH: _facts(contents.graph),
         WEIGHTS: {"sha256": digest, "size": total},
     }
-    version = NEWEST if {"buckets", "dynamic"} & contents.manifest.keys() else FORMAT
-    manifest = {"format": version, **contents.manifest, "weights": table, "members": members}
+    for position, recipe in contents.made.items():
+        table[position]["made"] = recipe
+    manifest = {**contents.manifest, "weights": table, "members": members}
+    manifest["format"] = _version(manifest)
     with new_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         add_member(archive, file, MANIFEST, encode(manifest))
         add_member(archive, file, code, contents.library)
@@ -285,7 +319,8 @@ class Mapped:
         """Return the manifest, its form checked."""
         manifest = self.read_json(MANIFEST, NEWEST)
         form = _BUCKETS_FORM if "buckets" in manifest else _FORM
-        if not (fits(manifest, form) and _shapes_fit(manifest) and self._holds_code(manifest)):
+        right = fits(manifest, form) and fits(made.recipes(manifest), [made.FORM])
+        if not (right and _shapes_fit(manifest) and self._holds_code(manifest)):
             raise self.damaged("its manifest has another form than its format says")
         return manifest
 
@@ -318,6 +353,13 @@ class Mapped:
         return ArtifactError(
             f"{self.path} cannot be used: {why}", "copy it again, or compile it again"
         )
+
+
+def _version(manifest: Mapping[str, Any]) -> int:
+    """Return the oldest format that has what a manifest needs."""
+    if made.recipes(manifest):
+        return MADE
+    return SHAPES if {"buckets", "dynamic"} & manifest.keys() else FORMAT
 
 
 def _shapes_fit(manifest: dict[str, Any]) -> bool:
@@ -364,8 +406,8 @@ def add_member(
 
 def _weight_table(
     weights: Sequence[tuple[int, np.ndarray[Any, Any]]],
-) -> tuple[list[dict[str, int]], str, int]:
-    table = []
+) -> tuple[list[dict[str, Any]], str, int]:
+    table: list[dict[str, Any]] = []
     digest = hashlib.sha256()
     offset = 0
     for chunk in _weight_bytes(weights):

@@ -50,7 +50,7 @@ def contents(
         # Converting took the weights over: they are mapped anew.
         source = file if not parts else onnx_file.read(file.path)
         built = build_model(plain, chosen, source, cache, lookup, said, linked=False)
-        table = weights.add(built.contents.weights)
+        table = weights.add(built.contents.weights, built.contents.made)
         kept = replace(built.contents, weights=())
         parts.append(Part(dims=one.dims, contents=kept, weights=table))
         # Equal symbols are equal functions: see `codegen.kernels.Namer`.

@@ -3,10 +3,10 @@
 The members are those of every artifact: the code of all buckets in one library, each kernel once;
 `graph.json` is the list of their graphs; `weights.bin` holds equal bytes once. In the manifest
 `buckets` lists for each: `dims` (its sizes), where its graph lies, which weight (a position in
-`weights`) fills which storage, and what differs from bucket to bucket (`OWN`). `padding` says along
-which dimensions inputs of sizes in between may be filled up with zeros (`offered`), and why not
-along others (`refused`); see `mlc.runtime.padding`. The rest holds for all. `view` is one bucket as
-an artifact by itself.
+`weights`) fills which storage (with `made`: what is made of it, see `mlc.made`), and what differs from
+bucket to bucket (`OWN`). `padding` says along which dimensions inputs of sizes in between may be
+filled up with zeros (`offered`), and why not along others (`refused`); see `mlc.runtime.padding`. The
+rest holds for all. `view` is one bucket as an artifact by itself.
 """
 
 from __future__ import annotations
@@ -48,16 +48,23 @@ class Weights:
     arrays: list[Array] = field(default_factory=list, repr=False)
     positions: dict[bytes, int] = field(default_factory=dict, repr=False)
 
-    def add(self, weights: Sequence[tuple[int, Array]]) -> list[dict[str, int]]:
-        """Return a bucket's weight table; arrays with bytes that are known are not kept."""
-        table = []
-        for storage, array in weights:
+    def add(
+        self, weights: Sequence[tuple[int, Array]], made: Mapping[int, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return a bucket's weight table; arrays with bytes that are known are not kept.
+
+        `made` says by position which of them are stored smaller than kernels read them.
+        """
+        table: list[dict[str, Any]] = []
+        for number, (storage, array) in enumerate(weights):
             flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             key = hashlib.sha256(flat.data).digest()
             position = self.positions.setdefault(key, len(self.arrays))
             if position == len(self.arrays):
                 self.arrays.append(array)
             table.append({"storage": storage, "weight": position})
+            if made and number in made:
+                table[-1]["made"] = made[number]
         return table
 
 
@@ -67,7 +74,7 @@ class Part:
 
     dims: dict[str, int]
     contents: Contents = field(repr=False)
-    weights: list[dict[str, int]] = field(repr=False)
+    weights: list[dict[str, Any]] = field(repr=False)
 
 
 def merge(parts: Sequence[Part], library: bytes, weights: Weights) -> Contents:
@@ -152,12 +159,21 @@ def view(artifact: Artifact, position: int) -> Artifact:
     if not inside or not 0 <= start <= start + size <= len(graphs):
         raise ArtifactError(f"{artifact.path}: a bucket lies outside its members")
     own = {name: entry[name] for name in (*OWN, "dims") if name in entry}
-    used = [{**table[use["weight"]], "storage": use["storage"]} for use in entry["weights"]]
-    return Artifact(
-        path=artifact.path,
+    used = uses(manifest, entry)
+    return replace(
+        artifact,
         manifest={**manifest, **own, "weights": used},
         members={**artifact.members, GRAPH: graphs[start : start + size]},
     )
+
+
+def uses(manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a bucket's weights as in the table of an artifact without buckets."""
+    table = manifest["weights"]
+    return [
+        {**table[use["weight"]], **{key: use[key] for key in ("storage", "made") if key in use}}
+        for use in entry["weights"]
+    ]
 
 
 def resized(

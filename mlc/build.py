@@ -245,4 +245,5 @@ def contents(
         library=library.code,
         graph=to_json(library.plan.graph),
         weights=[(weight.storage, weight.array) for weight in library.plan.weights],
+        made={k: w.made for k, w in enumerate(library.plan.weights) if w.made is not None},
     )

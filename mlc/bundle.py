@@ -17,10 +17,11 @@ from collections import Counter
 from typing import IO, TYPE_CHECKING, Any
 
 from mlc import artifact
-from mlc.artifact import ALIGNMENT, MANIFEST, WEIGHTS, Artifact, Mapped, is_for_gpu, misfit
+from mlc.artifact import MANIFEST, WEIGHTS, Artifact, Mapped, is_for_gpu, misfit
 from mlc.cpu import HostCpu, host_cpu
 from mlc.errors import ArtifactError, UsageError
 from mlc.gpu.device import architecture
+from mlc.made import ALIGNMENT
 from mlc.new_file import new_file
 from mlc.options import MAX_MANIFEST_BYTES, MAX_VARIANTS
 

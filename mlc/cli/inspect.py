@@ -136,7 +136,7 @@ def _show_artifact(found: dict[str, Any]) -> None:
     from mlc.cli.render import size
 
     model, check, tuning = found["model"], found["verification"], found["tuning"] or {}
-    weights = found["parameters"]
+    weights, ready = found["parameters"], found["parameters"]["bytes_in_memory"]
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     lines = {
         "format": f"mlc artifact {found['format']}, {size(found['bytes'])}",
@@ -146,7 +146,8 @@ def _show_artifact(found: dict[str, Any]) -> None:
         "open": ", ".join(f"{d['name']} {d['least']} to {d['most']}" for d in found["dynamic"]),
         "target": found["target"]["tvm"],
         "needs": ", ".join(found["target"]["features"]),
-        "weights": f"{weights['tensors']} tensors, {size(weights['bytes'])}",
+        "weights": f"{weights['tensors']} tensors, {size(weights['bytes'])}"
+        + (f", {size(ready)} in memory" if ready != weights["bytes"] else ""),
         "buffers": size(found["buffer_bytes"]) if found["buffer_bytes"] else "",
         f"at -O{found['opt_level']}": _work(found),
         "passes": ", ".join(found["passes"]),

@@ -33,11 +33,15 @@ RESHAPES = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """A constant of the graph: `array` is written to the artifact's weights once per content."""
+    """A constant of the graph: `array` is written to the artifact's weights once per content.
+
+    With `made` the kernels read what that recipe makes of it (`mlc.made`).
+    """
 
     name: str
     storage: int
     array: np.ndarray[Any, Any] = field(repr=False)
+    made: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,15 @@ class _Tensor:
     dtype: str
 
 
+@dataclass(frozen=True)
+class _Constant:
+    """A leaf of the graph that holds a weight."""
+
+    node: int
+    array: np.ndarray[Any, Any] = field(repr=False)
+    made: dict[str, Any] | None
+
+
 def plan(main: Any, symbol: Any, as_size: Callable[[Any], Size] = int) -> Plan:
     """Return the plan of a fused, typed `main`; `symbol(function)` names a kernel's code.
 
@@ -90,7 +103,7 @@ class _Planner:
         self.calls: dict[str, int] = {}
         self.inner: dict[str, list[Size]] = {}  # shapes inside kernels with open sizes
         self.witnesses: dict[Any, _Tensor] = {}  # by the name of the open dimension
-        self.constants: dict[str, tuple[int, np.ndarray[Any, Any]]] = {}
+        self.constants: dict[str, _Constant] = {}
 
     def plan(self, main: Any) -> Plan:
         from tvm import relay
@@ -102,19 +115,18 @@ class _Planner:
         for expr in order:
             if _key(expr) not in kernels_inside and _key(expr) not in self.values:
                 self._visit(expr)
-        graph = self._graph(self.values[_key(main.body)])
+        graph = self._graph(self._of(main.body))
         constants = self.constants.values()
         if self.as_size is not int:  # buffers are shared when the sizes are known
             graph["inner"] = [self.inner[key] for key in sorted(self.inner)]
-            numbered = enumerate(constants)
-            weights = [self._weight(node, k, array) for k, (node, array) in numbered]
+            weights = [self._weight(k, found) for k, found in enumerate(constants)]
             return Plan(
                 graph=graph, kernels=self.kernels, calls=self.calls, weights=tuple(weights),
                 buffer_bytes=0,
             )  # fmt: skip
         sizes = assign(graph)
         storage = graph["attrs"]["storage_id"][1]
-        weights = [self._weight(node, storage[self._row(node)], array) for node, array in constants]
+        weights = [self._weight(storage[self._row(found.node)], found) for found in constants]
         fixed = {storage[self._row(t.node)] for t in inputs} | {w.storage for w in weights}
         return Plan(
             graph=graph,
@@ -128,24 +140,37 @@ class _Planner:
         name = str(param.name_hint)
         return name if self.as_size is not int and name.startswith("size") else f"input{position}"
 
-    def _weight(self, node: int, storage: int, array: np.ndarray[Any, Any]) -> Weight:
-        return Weight(name=self.nodes[node]["name"], storage=storage, array=array)
+    def _weight(self, storage: int, found: _Constant) -> Weight:
+        name = self.nodes[found.node]["name"]
+        return Weight(name=name, storage=storage, array=found.array, made=found.made)
 
     def _visit(self, expr: Any) -> None:
         from tvm import ir, relay
 
-        if isinstance(expr, relay.Constant):
-            self._constant(expr)
-        elif isinstance(expr, relay.Tuple):
-            self.values[_key(expr)] = [t for f in expr.fields for t in self.values[_key(f)]]
+        from mlc.schedules import winograd_op
+
+        if isinstance(expr, relay.Tuple):
+            self.values[_key(expr)] = [t for f in expr.fields for t in self._of(f)]
         elif isinstance(expr, relay.TupleGetItem):
-            self.values[_key(expr)] = [self.values[_key(expr.tuple_value)][expr.index]]
+            self.values[_key(expr)] = [self._of(expr.tuple_value)[expr.index]]
         elif isinstance(expr, relay.Call) and isinstance(expr.op, relay.Function):
-            self._call(expr)
-        elif not isinstance(expr, relay.Function | ir.Op):
+            recipe = winograd_op.recipe(expr)
+            if recipe is None:
+                self._call(expr)
+            else:
+                self._constant(expr, expr.args[0].data.numpy(), recipe)
+        elif not isinstance(expr, relay.Function | relay.Constant | ir.Op):
             raise BuildError(
                 f"the model has control flow that a static graph cannot run ({type(expr).__name__})"
             )
+
+    def _of(self, expr: Any) -> list[_Tensor]:
+        """Return the results of an expression; a constant becomes a weight when it is first read."""
+        from tvm import relay
+
+        if _key(expr) not in self.values and isinstance(expr, relay.Constant):
+            self._constant(expr, expr.data.numpy())
+        return self.values[_key(expr)]
 
     def _leaf(self, expr: Any, name: str) -> _Tensor:
         self.nodes.append({"op": "null", "name": name, "inputs": []})
@@ -176,20 +201,21 @@ class _Planner:
             self.witnesses[size] = tensor
         return self.witnesses[size]
 
-    def _constant(self, expr: Any) -> None:
-        array = expr.data.numpy()
-        digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+    def _constant(
+        self, expr: Any, array: np.ndarray[Any, Any], made: dict[str, Any] | None = None
+    ) -> None:
+        digest = hashlib.sha256(f"{array.dtype}{array.shape}{made}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
         known = self.constants.get(digest.hexdigest())
         if known is not None:
-            first = self.entries[self._row(known[0])]
+            first = self.entries[self._row(known.node)]
             self.values[_key(expr)] = [first]
             return
         tensor = self._leaf(expr, f"weight{len(self.constants)}")
-        self.constants[digest.hexdigest()] = (tensor.node, array)
+        self.constants[digest.hexdigest()] = _Constant(tensor.node, array, made)
 
     def _call(self, call: Any) -> None:
-        arguments = [t for arg in call.args for t in self.values[_key(arg)]]
+        arguments = [t for arg in call.args for t in self._of(arg)]
         outputs = _types(call.checked_type)
         if self._only_reshapes(call.op, arguments):
             name = "__nop"

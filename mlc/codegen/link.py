@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 300
 _NATIVE = ("c++", "g++", "clang++", "cc", "gcc", "clang")
-_ELF = ("-shared", "-fPIC", "-nostdlib", "-Wl,--build-id=none", "-Wl,--gc-sections",
+# -S: what TVM tells a debugger is a third of the file, and names no source.
+_ELF = ("-shared", "-fPIC", "-nostdlib", "-Wl,--build-id=none", "-Wl,--gc-sections", "-Wl,-S",
         "-Wl,-z,noexecstack", "-Wl,-z,relro,-z,now")  # fmt: skip
 # What stands in the file must not be a path here: the install name, and with -S no debug map.
 _MACHO = ("-dynamiclib", "-nostdlib", "-Wl,-undefined,dynamic_lookup", "-Wl,-S",

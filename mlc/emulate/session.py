@@ -78,11 +78,13 @@ class EmulatedSession(Closing):
             }
 
     def _write_job(self, folder: Path, arrays: list[Array]) -> None:
-        weights = self.manifest["weights"]
-        rows = [f"{len(weights)} {len(arrays)} {len(self.outputs)}"]
-        rows += [f"{entry['storage']} {entry['offset']} {entry['nbytes']}" for entry in weights]
+        rows = [f"{len(self.manifest['weights'])} {len(arrays)} {len(self.outputs)}"]
+        with (folder / WEIGHTS).open("wb") as file:
+            for storage, array in self._artifact.weights():
+                rows.append(f"{storage} {file.tell()} {array.nbytes}")
+                file.write(array.data)
         (folder / "job.txt").write_text("\n".join(rows) + "\n", encoding="ascii")
-        for member in (LIBRARY, GRAPH, WEIGHTS):
+        for member in (LIBRARY, GRAPH):
             (folder / member).write_bytes(self._artifact.members[member])
         for k, array in enumerate(arrays):
             (folder / f"input{k}.bin").write_bytes(np.ascontiguousarray(array).tobytes())

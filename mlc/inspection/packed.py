@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlc.buckets import is_bucketed, read
+from mlc.buckets import is_bucketed, read, uses
 from mlc.errors import ArtifactError
+from mlc.made import nbytes
 from mlc.sizes import text
 
 if TYPE_CHECKING:
@@ -52,17 +53,15 @@ def _facts(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     if not is_bucketed(manifest):
         return {**_of_all(path, manifest), **_of_one(manifest, manifest["weights"])}
     read(path, manifest)  # checks them
-    entries, weights = manifest["buckets"], manifest["weights"]
-    first = _of_one(entries[0], weights)
+    entries = manifest["buckets"]
+    used = [uses(manifest, entry) for entry in entries]
+    every = [use for table in used for use in table]
     return {
         **_of_all(path, manifest),
-        **first,
+        **_of_one(entries[0], every),
         "buckets": [
-            {
-                "dims": dict(entry["dims"]),
-                **_of_one(entry, [weights[use["weight"]] for use in entry["weights"]]),
-            }
-            for entry in entries
+            {"dims": dict(entry["dims"]), **_of_one(entry, table)}
+            for entry, table in zip(entries, used, strict=True)
         ],
         "padding": {
             "offered": list(manifest["padding"]["offered"]),
@@ -90,7 +89,7 @@ def _of_all(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_one(entry: dict[str, Any], weights: list[dict[str, int]]) -> dict[str, Any]:
+def _of_one(entry: dict[str, Any], weights: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what the manifest says of one bucket (of an artifact without: of itself)."""
     kernels: list[dict[str, Any]] = [
         {
@@ -112,13 +111,26 @@ def _of_one(entry: dict[str, Any], weights: list[dict[str, int]]) -> dict[str, A
         "passes": list(entry.get("passes", [])),
         "flops": sum(kernel["calls"] * kernel["flops"] for kernel in kernels),
         "kernels": sorted(kernels, key=lambda k: -k["calls"] * k["flops"]),
-        "parameters": {
-            "tensors": len(weights),
-            "bytes": sum(int(weight["nbytes"]) for weight in weights),
-        },
+        "parameters": _parameters(weights),
         "buffer_bytes": entry.get("buffer_bytes"),
         "tuning": entry.get("tuning"),
         "index_bounds": entry.get("index_bounds"),
+    }
+
+
+def _parameters(weights: list[dict[str, Any]]) -> dict[str, int]:
+    """Return how many weights there are, what they take in the file and, made, in memory."""
+    stored = {(int(w["offset"]), int(w["nbytes"])) for w in weights}
+    ready = {
+        (w["offset"], w["nbytes"], str(w.get("made"))): nbytes(w["made"])
+        if "made" in w
+        else w["nbytes"]
+        for w in weights
+    }
+    return {
+        "tensors": len(stored),
+        "bytes": sum(size for _, size in stored),
+        "bytes_in_memory": sum(ready.values()),
     }
 
 

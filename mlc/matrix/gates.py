@@ -34,7 +34,7 @@ def require(path: Path, gates: Gates) -> dict[str, bool]:
     if gates.max_mb is not None and size > gates.max_mb * MB:
         raise GateError(
             f"it takes {size / MB:.1f} MB, and max_mb is {gates.max_mb:g}",
-            "raise max_mb in mlc.toml; `mlc compile --exact` leaves out Winograd's larger weights",
+            "raise max_mb in mlc.toml; `mlc inspect` shows what takes the space",
         )
     unverified = [name for name, done in verified.items() if not done]
     if gates.require_verified and unverified:

@@ -1,4 +1,4 @@
-"""Take Winograd's algorithm for the convolutions where it is faster, and transform their weights.
+"""Take Winograd's algorithm for the convolutions where it is faster, its weights transformed before.
 
 The choice is one between two AutoTVM tasks with the same result, TVM's `conv2d_NCHWc.x86` and our
 `conv2d_winograd_mlc.x86`: rivals. They are not one task with a knob `algorithm`, because no other knob
@@ -100,13 +100,12 @@ def _wins(context: Any, ours: Any, direct: Any, layer: Any) -> bool:
 
 
 def _replaced(args: Sequence[Any], plan: Any, done: dict[Any, Any]) -> Any:
-    from tvm import nd, relay
-
     from mlc.schedules import winograd_op
 
-    data, weight = args
-    key = (weight.handle.value, plan.weights)
+    data, filters = args
+    key = (filters.handle.value, plan.weights)
     if key not in done:
-        packed = winograd_op.packed(weight.data.numpy(), plan.weights)
-        done[key] = (relay.Constant(nd.array(packed)), weight)  # held: a handle may be used again
-    return winograd_op.call(data, done[key][0], plan)
+        done[key] = winograd_op.weights(
+            filters, plan
+        )  # holds `filters`: a handle may be used again
+    return winograd_op.call(data, done[key], plan)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc.artifact import ALIGNMENT, GRAPH, Artifact
+from mlc.artifact import GRAPH, Artifact
 from mlc.codegen.storage import assign
 from mlc.errors import ArtifactError, RunError
+from mlc.made import aligned
 from mlc.sizes import MAX_ELEMENTS, Bounds, Size, evaluate, is_size
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def at(artifact: Artifact, sizes: Mapping[str, int]) -> SizedArtifact:
         path=artifact.path,
         manifest={**artifact.manifest, "signature": signature},
         members={**artifact.members, GRAPH: memoryview(text)},
+        made=artifact.made,
         sizes=tuple(sizes[name] for name in bounds),
         storage=storage,
     )
@@ -125,8 +127,6 @@ def _shape(shape: list[Size], sizes: Mapping[str, int]) -> list[int]:
 
 def _aligned(size: int) -> np.ndarray[Any, Any]:
     """Return an int64 as bytes that begin where kernels may expect them to."""
-    memory = np.zeros(2 * ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    part = memory[start : start + 8]
-    part.view(np.int64)[0] = size
-    return part
+    memory = aligned(8)
+    memory.view(np.int64)[0] = size
+    return memory

@@ -113,7 +113,7 @@ def open(  # noqa: A001 - mlc.open
     """Open an artifact of fixed shapes for running.
 
     Format, target, CPU features and the hash of every member are checked before any of its code
-    is loaded. Weights are mapped, not read. Of an artifact for several targets the variant is opened
+    is loaded. Weights are mapped, not read, but those that are made (`mlc.made`). Of an artifact for several targets the variant is opened
     that uses most of this CPU's features.
 
     Args:
@@ -201,7 +201,7 @@ def threads_in_use() -> int:
 
 
 def executor(artifact: Artifact, create: str, library: Module | None = None) -> Module:
-    """Return a graph executor whose weights are views of the mapped artifact.
+    """Return a graph executor whose weights are views of the mapped artifact, or made of it.
 
     `create` names the function that makes it: the debugger's takes the same arguments. `library` is
     the artifact's code where it is loaded already.

@@ -2,29 +2,29 @@
 
 The pass `winograd` makes it from `nn.conv2d` with activations in NCHW; AlterOpLayout then turns it to
 the blocked layout. Attributes: `tile_size` (m), `padding` (top, left, bottom, right), `channels` (of
-the output), `data_layout`, `out_layout`.
+the output), `data_layout`, `out_layout`. Its weights come from `mlc.winograd_weights`, of the
+attribute `shape` (`Plan.weights`).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relay
 from tvm.relay.op import op as relay_op
 from tvm.relay.op.strategy import generic
 from tvm.relay.transform.infer_layout_utils import InferCorrectLayoutOutput
 
+from mlc import made
 from mlc.schedules import gemm, operator, winograd
-from mlc.schedules.transforms import SIZES, Array, transform_weights
 
-NAME = "mlc.conv2d_winograd"
+NAME, WEIGHTS = "mlc.conv2d_winograd", "mlc.winograd_weights"
 _PLAIN = "NCHW"
 
 
 def call(data: Any, weight: Any, plan: winograd.Plan) -> Any:
-    """Return the Relay call for a plan: `data` in NCHW, `weight` as `packed` gives it."""
+    """Return the Relay call for a plan: `data` in NCHW, `weight` as `weights` gives it."""
     attrs = {
         "tile_size": plan.m,
         "padding": list(plan.layer.padding),
@@ -35,24 +35,20 @@ def call(data: Any, weight: Any, plan: winograd.Plan) -> Any:
     return operator.call(NAME, [data, weight], **attrs)
 
 
-def packed(weight: Array, shape: tuple[int, ...]) -> Array | None:
-    """Return filters [k, c, 3, 3] transformed, in panels, zeros behind the last; None if unfit.
+def weights(filters: Any, plan: winograd.Plan) -> Any:
+    """Return the Relay call that stands for constant filters [k, c, 3, 3], transformed for a plan.
 
-    Args:
-        weight: the filters, float32.
-        shape: `Plan.weights`: positions, panels, c, columns.
+    No kernel computes it: it is a weight that an artifact makes when it is opened (`recipe`).
     """
-    positions, panels, channels, columns = shape
-    m = round(positions**0.5) - 2
-    filters = weight.shape[0]
-    if m not in SIZES or weight.shape[1:] != (channels, 3, 3):
+    return operator.call(WEIGHTS, [filters], shape=list(plan.weights))
+
+
+def recipe(call: Any) -> dict[str, Any] | None:
+    """Return how an opened artifact makes the result of a fused call (`mlc.made`); None: a kernel does."""
+    body = call.op.body
+    if getattr(getattr(body, "op", None), "name", "") != WEIGHTS:
         return None
-    if not 0 <= panels * columns - filters < columns:
-        return None
-    padded = np.zeros((panels * columns, channels, positions), np.float32)
-    padded[:filters] = transform_weights(m, weight).reshape(filters, channels, positions)
-    blocked = padded.reshape(panels, columns, channels, positions)
-    return np.ascontiguousarray(blocked.transpose(3, 0, 2, 1))
+    return {"by": made.WINOGRAD, "shape": [int(size) for size in body.attrs["shape"]]}
 
 
 def algorithm(function: Any) -> str:
@@ -73,7 +69,14 @@ def algorithm(function: Any) -> str:
 
 
 def install() -> None:
-    """Register the operator, its type, layouts and strategy."""
+    """Register the operators, their types, the convolution's layouts and strategy."""
+    operator.register(
+        WEIGHTS,
+        "filters in Winograd's domain, made when an artifact is opened",
+        {"filters": "constant filters [k, c, 3, 3]"},
+        ("MlcWinogradWeights", _weights_type),
+        pattern=relay_op.OpPattern.OPAQUE,
+    )
     operator.register(
         NAME,
         "a 3x3 convolution with stride 1, its weights in Winograd's domain",
@@ -102,6 +105,10 @@ def _type(types: Any, attrs: Any) -> Any:
     else:
         shape = [layer.batch, layer.filters // layer.out_block, *size, layer.out_block]
     return relay.TensorType(shape, types[0].dtype)
+
+
+def _weights_type(types: Any, attrs: Any) -> Any:
+    return relay.TensorType([int(size) for size in attrs["shape"]], types[0].dtype)
 
 
 def _alter(attrs: Any, inputs: Any, types: Any, _out_type: Any) -> Any:

@@ -104,7 +104,7 @@ def _layout(plain: str, shape: Sequence[int]) -> str | None:
 
 def _pack(free: list[tuple[str, Array]], shape: tuple[int, ...]) -> Array | None:
     """Take the first logical input that fits an argument's shape out of `free`, and pack it."""
-    from mlc.schedules import winograd_op
+    from mlc.schedules import winograd_weights
 
     for position, (plain, array) in enumerate(free):
         layout = _layout(plain, shape)
@@ -112,7 +112,7 @@ def _pack(free: list[tuple[str, Array]], shape: tuple[int, ...]) -> Array | None
             continue
         packed = relayout(array, plain, layout, pad=True)
         if plain == "OIHW" and len(shape) == array.ndim and array.shape != shape:
-            packed = winograd_op.packed(array, shape)
+            packed = winograd_weights.packed(array, shape)
         if packed is not None and packed.shape == shape:
             del free[position]
             return packed

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mlc import build, driver, isolate
+from mlc import artifact, build, driver, isolate
 from mlc.cache import Cache
 from mlc.codegen import kernels as compiler
 from mlc.codegen.graph import Plan, plan
@@ -398,6 +398,14 @@ def test_compiling_twice_makes_the_same_bytes(compiled: Any) -> None:
     proto = models.conv_net(7, 9)
     first, second = (compiled(proto, cache=False).path.read_bytes() for _ in range(2))
     assert first == second
+
+
+def test_the_library_has_nothing_for_debuggers(compiled: Any) -> None:
+    """It was a third of its size."""
+    whole = artifact.load(compiled(models.conv_net(7, 9)).path)
+    code = bytes(whole.members[artifact.LIBRARY])
+    assert b"debug_info" not in code
+    assert b".symtab" in code  # names of kernels, for profilers
 
 
 def test_another_process_makes_the_same_bytes(

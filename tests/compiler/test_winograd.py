@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,13 +18,16 @@ import onnx
 import pytest
 from onnx import helper
 
-from mlc.passes.run import optimize
+from mlc import artifact
+from mlc.errors import ArtifactError
+from mlc.passes.run import count_kernels, optimize
 from mlc.passes.table import pipeline
+from mlc.runtime import session as sessions
 from mlc.target import resolve
 from mlc.tune.record import FALLBACK, Record
 from mlc.tune.tasks import autotvm_task, tasks_of
 from tests import models
-from tests.compiler.conftest import Array, Compile, assert_same, calls_of
+from tests.compiler.conftest import Array, Compile, Compiled, assert_same, calls_of
 
 node = helper.make_node
 F2, F4 = "winograd F(2x2, 3x3)", "winograd F(4x4, 3x3)"
@@ -148,7 +152,7 @@ def convolve(case: Case, text: str, knobs: dict[str, Any] | int | None) -> Array
     from tvm.target import Target
 
     from mlc.passes.fold import relayout
-    from mlc.schedules import winograd, winograd_op
+    from mlc.schedules import winograd, winograd_weights
     from mlc.tune.place import Here
 
     data, weight = case.arrays()
@@ -171,7 +175,7 @@ def convolve(case: Case, text: str, knobs: dict[str, Any] | int | None) -> Array
     u, a = sorted(given, key=lambda tensor: len(tensor.shape))
     function = Here().compile(schedule, [a, u, out], target)
     blocked = relayout(data, "NCHW", f"NCHW{layer.in_block}c")
-    packed = winograd_op.packed(weight, tuple(map(int, u.shape)))
+    packed = winograd_weights.packed(weight, tuple(map(int, u.shape)))
     assert packed is not None
     result = nd.array(np.zeros(tuple(map(int, out.shape)), np.float32))
     function(nd.array(blocked), nd.array(packed), result)
@@ -294,8 +298,10 @@ def test_exact_refuses_it(check: Compile) -> None:
 
 
 def test_weights_are_transformed_before(load: Any, tvm: Any) -> None:
-    """Constants in the graph: shared by layers with the same weights, none computed at run time."""
+    """Of constants, when an artifact is opened: none is computed by a run."""
     from tvm import relay
+
+    from mlc.schedules.winograd_op import recipe
 
     fused = optimize(
         load(residual_block(32, size=24)), tvm.target.Target("llvm -mcpu=x86-64-v4"), 3
@@ -306,10 +312,63 @@ def test_weights_are_transformed_before(load: Any, tvm: Any) -> None:
         if calls_of({"main": call.op}, "mlc.conv2d_winograd")
     ]
     assert len(layers) == 2
+    assert count_kernels(fused.module) == 4  # and the layout changed before and behind
     for layer in layers:
         (weight,) = [arg for arg in layer.args if len(arg.checked_type.shape) == 4]
-        assert isinstance(weight, relay.Constant)
         assert tuple(map(int, weight.checked_type.shape))[::2] == (36, 32)
+        made = recipe(weight)
+        assert made is not None
+        assert made["shape"] == list(map(int, weight.checked_type.shape))
+        (filters,) = weight.args
+        assert isinstance(filters, relay.Constant)
+        assert tuple(map(int, filters.checked_type.shape)) == (32, 32, 3, 3)
+
+
+def stored_plainly(path: Path) -> Path:
+    """Write an artifact again with what its recipes make, as versions before did; return its path."""
+    opened = artifact.load(path)
+    contents = artifact.Contents(
+        manifest=opened.manifest,
+        library=bytes(opened.members[artifact.LIBRARY]),
+        graph=bytes(opened.members[artifact.GRAPH]),
+        weights=list(opened.weights()),
+    )
+    artifact.save(contents, path.with_name("plain.mlc"))
+    return path.with_name("plain.mlc")
+
+
+def test_the_artifact_holds_the_filters(compiled: Compile) -> None:
+    """It has the size of the model, and runs bit for bit as one that holds their transforms."""
+    small = compiled(residual_block(32, size=24))
+    assert small.manifest["format"] == artifact.MADE
+    sizes = sorted(entry["nbytes"] for entry in small.manifest["weights"])
+    assert sizes == [32 * 4, 32 * 4, *[32 * 32 * 9 * 4] * 2]
+    large = Compiled(stored_plainly(small.path), small.manifest)
+    manifest = artifact.read_manifest(large.path)
+    assert manifest["format"] == artifact.FORMAT
+    assert sum(entry["nbytes"] for entry in manifest["weights"]) == 256 + 2 * 36 * 32 * 32 * 4
+    feed = small.feed()
+    np.testing.assert_array_equal(small.run(feed)[0]["y"], large.run(feed)[0]["y"])
+
+
+def test_layers_with_equal_filters_share_them(check: Compile) -> None:
+    proto = residual_block(32, size=24)
+    for tensor in proto.graph.initializer:
+        if tensor.name == "w2":
+            tensor.raw_data = next(t.raw_data for t in proto.graph.initializer if t.name == "w1")
+    made = check(proto)
+    assert sum("made" in entry for entry in made.manifest["weights"]) == 1
+
+
+def test_transforms_for_another_kernel_are_refused(compiled: Compile) -> None:
+    made = compiled(residual_block(32, size=24))
+    weights = made.manifest["weights"]
+    for entry in weights:
+        if "made" in entry:
+            entry["made"]["shape"][0] = 16
+    artifact.rewrite_manifest(made.path, {"weights": weights})
+    with pytest.raises(ArtifactError, match="cannot be set up"):
+        sessions.open(made.path)
 
 
 def kernels_of(module: Any) -> list[Any]:
@@ -453,7 +512,7 @@ def test_tuning_compares_outputs(
     from tvm import autotvm
     from tvm.target import Target
 
-    from mlc.schedules import winograd, winograd_op
+    from mlc.schedules import winograd, winograd_weights
     from mlc.tune.compare import agree
     from mlc.tune.trial import Settings, Trial
 
@@ -466,9 +525,9 @@ def test_tuning_compares_outputs(
     for trial in trials:
         trial.guard("build", trial.build)
     if broken:
-        packed = winograd_op.packed
+        packed = winograd_weights.packed
         monkeypatch.setattr(
-            winograd_op, "packed", lambda w, to: packed(w * (1.01 if to[0] == 36 else 1), to)
+            winograd_weights, "packed", lambda w, to: packed(w * (1.01 if to[0] == 36 else 1), to)
         )
     checked = agree(*trials)
     assert checked["passed"] is not broken, checked["detail"]

@@ -98,7 +98,7 @@ def test_json_for_an_artifact(artifact: Path) -> None:
     found = json.loads(call(artifact, "--json").stdout)
     assert found["kind"] == "artifact"
     assert found["flops"] == 1024
-    assert found["parameters"] == {"tensors": 1, "bytes": 400}
+    assert found["parameters"] == {"tensors": 1, "bytes": 400, "bytes_in_memory": 400}
 
 
 def test_model_options_are_refused_for_an_artifact(artifact: Path) -> None:

@@ -9,6 +9,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from onnx import helper
+
+from mlc import cpu
+from mlc.artifact import MADE, read_manifest
+from tests import models
 
 HEAVY = {"numpy", "onnx", "onnxruntime", "rich", "torch", "tvm", "xgboost"}
 
@@ -53,6 +58,17 @@ def test_running_needs_no_python_package_of_tvm(conv, environment, tmp_path):
     command = ("-m", "mlc", "run", str(conv.artifact), "--random")
     modules = imported(environment, tmp_path, *command)
     assert "mlc.runtime.tvm_runtime" in modules
+    assert not packages(modules) & (HEAVY - {"numpy"})
+
+
+def test_weights_are_made_without_it(compiled, environment, tmp_path):
+    weights = {"w": models.floats(32, 32, 3, 3, scale=0.1)}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], "conv", pads=[1, 1, 1, 1])]
+    proto = models.model(nodes, {"x": [1, 32, 24, 24]}, ["y"], weights)
+    path = compiled("winograd", proto).artifact
+    if cpu.host_cpu().arch == "x86_64":
+        assert read_manifest(path)["format"] == MADE
+    modules = imported(environment, tmp_path, "-m", "mlc", "run", str(path), "--random")
     assert not packages(modules) & (HEAVY - {"numpy"})
 
 

@@ -20,7 +20,6 @@ import pytest
 
 from mlc import artifact
 from mlc.artifact import (
-    ALIGNMENT,
     GRAPH,
     LIBRARY,
     MANIFEST,
@@ -30,6 +29,7 @@ from mlc.artifact import (
 )
 from mlc.cpu import HostCpu
 from mlc.errors import ArtifactError, UsageError
+from mlc.made import ALIGNMENT
 
 CPU = HostCpu(
     arch="x86_64", vendor="AuthenticAMD", family=25, model=1, name="a CPU",

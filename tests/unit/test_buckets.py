@@ -22,6 +22,7 @@ from mlc.runtime.buckets import BucketSession, Pick, open_one
 from mlc.runtime.padding import Trial
 from mlc.tune import baseline
 from mlc.tune.tasks import Task, merged
+from tests.unit.test_artifact import with_manifest
 
 CPU = HostCpu(
     arch="x86_64", vendor="GenuineIntel", family=6, model=1, name="a CPU",
@@ -51,18 +52,22 @@ def part(weights: buckets.Weights, arrays: list[tuple[int, Array]], **dims: int)
     return buckets.Part(dims=dims, contents=contents, weights=weights.add(arrays))
 
 
-def saved(path: Path, change: Callable[[dict[str, Any]], Any] = lambda _manifest: None) -> Path:
+def saved(path: Path, change: Callable[[dict[str, Any]], Any] | None = None) -> Path:
     """Write an artifact with the buckets batch=1 and batch=4, its manifest changed in place."""
     weights = buckets.Weights()
     parts = [
         part(weights, [(2, BIG), (0, BIG[:7])], batch=1),
         part(weights, [(1, BIG.reshape(10, 10)), (5, BIG[:8])], batch=4),
     ]
-    contents = buckets.merge(parts, b"code of both", weights)
-    manifest = json.loads(json.dumps(contents.manifest))
-    change(manifest)
-    artifact.save(dataclasses.replace(contents, manifest=manifest), path)
+    artifact.save(buckets.merge(parts, b"code of both", weights), path)
+    if change is not None:
+        with_manifest(path, changed(change))
     return path
+
+
+def changed(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
+    """Return what gives the manifest that was changed in place."""
+    return lambda manifest: (change(manifest), manifest)[1]
 
 
 # --- the file ------------------------------------------------------------------------------------
@@ -70,7 +75,7 @@ def saved(path: Path, change: Callable[[dict[str, Any]], Any] = lambda _manifest
 
 def test_each_bucket_is_an_artifact_by_itself(tmp_path: Path) -> None:
     whole = artifact.load(saved(tmp_path / "a.mlc"), CPU)
-    assert whole.manifest["format"] == artifact.NEWEST
+    assert whole.manifest["format"] == artifact.SHAPES
     one, other = buckets.view(whole, 0), buckets.view(whole, 1)
     assert json.loads(bytes(one.members[artifact.GRAPH])) == {"nodes": [], "batch": 1}
     assert json.loads(bytes(other.members[artifact.GRAPH])) == {"nodes": [], "batch": 4}
@@ -118,7 +123,7 @@ def test_the_manifest_can_be_rewritten_and_shown(tmp_path: Path) -> None:
     assert [(one["dims"], one["parameters"]["bytes"]) for one in shown["buckets"]] == [
         ({"batch": 1}, 428), ({"batch": 4}, 432),
     ]  # fmt: skip
-    assert shown["parameters"] == {"tensors": 3, "bytes": 460}
+    assert shown["parameters"] == {"tensors": 3, "bytes": 460, "bytes_in_memory": 460}
     assert shown["padding"] == {"offered": ["batch"], "refused": {}}
 
 

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from mlc import artifact, bundle, emulate
-from mlc.artifact import ALIGNMENT, GRAPH, LIBRARY, MANIFEST, PROGRAMS, WEIGHTS
+from mlc.artifact import GRAPH, LIBRARY, MANIFEST, PROGRAMS, WEIGHTS
 from mlc.errors import ArtifactError, TargetError, UsageError
+from mlc.made import ALIGNMENT
 from mlc.runtime import session
 from tests.unit.test_artifact import CPU, contents
 
