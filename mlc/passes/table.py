@@ -23,6 +23,7 @@ from mlc.passes.pack import pack_dense
 from mlc.passes.recurrent import write_out_recurrent
 from mlc.passes.reshapes import sink_reshapes
 from mlc.passes.scale import fold_backward, fold_forward
+from mlc.passes.whole import NAMES, take_whole
 from mlc.passes.winograd import take_winograd
 
 Run = Callable[[Any], Any]
@@ -127,6 +128,9 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="winograd", stage="relay", level=3, needs=("nn.conv2d",), exact=False, run=take_winograd,
          for_cpu=True, needs_sizes=True,
          help="3x3 convolutions with fewer multiplications, where that is faster (not with --exact)"),
+    Pass(name="whole-products", stage="relay", level=3, needs=NAMES, run=take_whole,
+         for_cpu=True, needs_sizes=True,
+         help="products of integers in float32, where that holds all sums exactly"),
     Pass(name="alter-layout", stage="relay", level=3, run=alter_layout, for_cpu=True, needs_sizes=True,
          help="convolutions to blocked NCHWc"),
     Pass(name="reshape-pixels", stage="relay", level=3, needs=("layout_transform",), run=reshape_pixels,
