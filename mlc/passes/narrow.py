@@ -1,4 +1,4 @@
-"""Products of 8-bit values by the CPU's instructions for such (`schedules.dot`): 64-bit Arm, x86 with AVX2.
+"""Products of 8-bit values by the CPU's instructions for such (`schedules.dot`): 64-bit Arm, x86-64.
 
 The frontend writes quantised products in 32 bits, x - z times w. Where x is 8-bit data, z a scalar and
 w a constant that fits in 8 bits,

@@ -124,7 +124,7 @@ PASSES: tuple[Pass, ...] = (
          for_cpu=True,
          help="erf, tanh, exp, sigmoid, softmax, LRN, recurrent layers as arithmetic on vectors (not with --exact)"),
     Pass(name="narrow-products", stage="relay", level=3, needs=("nn.conv2d", "nn.dense"), run=take_narrow,
-         for_cpu=True, needs_sizes=True, help="quantised convolutions and dense layers by instructions for 8 or 16 bits (Arm, AVX2, AVX-512)"),
+         for_cpu=True, needs_sizes=True, help="quantised convolutions and dense layers by instructions for 8 or 16 bits"),
     Pass(name="winograd", stage="relay", level=3, needs=("nn.conv2d",), exact=False, run=take_winograd,
          for_cpu=True, needs_sizes=True,
          help="3x3 convolutions with fewer multiplications, where that is faster (not with --exact)"),

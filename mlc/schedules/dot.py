@@ -10,7 +10,9 @@ with `data` spread over all lanes, all modulo 2^32. None of them saturates on 8-
 | 64-bit Arm | `smull`, sums of pairs | int8 | int8 | 4 | 4 |
 | AVX-512 VNNI | `vpdpbusd` | uint8 | int8 | 4 | 16, 8, 4 |
 | AVX-VNNI | `vpdpbusd` | uint8 | int8 | 4 | 8, 4 |
-| AVX-512BW, AVX2 | `vpmaddwd`, a sum | int16 | int16 | 2 | 16 (AVX-512 only), 8, 4 |
+| AVX-512BW | `vpmaddwd`, a sum | int16 | int16 | 2 | 16, 8, 4 |
+| AVX2 | `vpmaddwd`, a sum | int16 | int16 | 2 | 8, 4 |
+| SSE 4.1 | `pmaddwd`, a sum | int16 | int16 | 2 | 4 |
 
 `vpmaddubsw` would take 8 bits on AVX2, but its sums of two products saturate at 16 bits.
 """
@@ -162,9 +164,14 @@ _WORDS = Dot(
     template=X86, data="int16", weight="int16", group=2, lanes=8, blocks=(8, 4),
     registers=16, default=12, spare=2, intrinsic=_vpmaddwd,
 )  # fmt: skip
+_WORDS_128 = Dot(
+    template=X86, data="int16", weight="int16", group=2, lanes=4, blocks=(8, 4),
+    registers=16, default=12, spare=2, intrinsic=_vpmaddwd,
+)  # fmt: skip
 _X86 = (
     (_VNNI_512, ["avx512vnni", "avx512vl"]),
     (_VNNI, ["avxvnni"]),
     (_WORDS_512, ["avx512bw", "avx512vl"]),
     (_WORDS, ["avx2"]),
+    (_WORDS_128, ["sse4.1"]),
 )
