@@ -268,6 +268,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "shape_of": _shape_of,
     "split": _split,
     "sqrt": _plain(np.sqrt),
+    "mlc.round_even": _plain(np.rint),
     "squeeze": _reshape,
     "stack": _stack,
     "strided_slice": _strided_slice,

@@ -17,13 +17,14 @@ from mlc.passes.expand_depthwise import take_expand_depthwise
 from mlc.passes.fast_math import FAST, take_fast_math
 from mlc.passes.fold import fold_module
 from mlc.passes.horizontal import combine_batch_matmul, combine_conv2d, combine_dense
-from mlc.passes.layout import alter_layout
+from mlc.passes.layout import alter_layout, reshape_pixels
 from mlc.passes.narrow import take_narrow
 from mlc.passes.norm import take_layer_norm
 from mlc.passes.pack import pack_dense
 from mlc.passes.recurrent import write_out_recurrent
 from mlc.passes.reshapes import sink_reshapes
 from mlc.passes.scale import fold_backward, fold_forward
+from mlc.passes.whole import NAMES, take_whole
 from mlc.passes.winograd import take_winograd
 
 Run = Callable[[Any], Any]
@@ -124,12 +125,18 @@ PASSES: tuple[Pass, ...] = (
          for_cpu=True,
          help="erf, tanh, exp, sigmoid, softmax, LRN, recurrent layers as arithmetic on vectors (not with --exact)"),
     Pass(name="narrow-products", stage="relay", level=3, needs=("nn.conv2d", "nn.dense"), run=take_narrow,
-         for_cpu=True, help="on Arm: quantised convolutions and dense layers of 8-bit operands"),
+         for_cpu=True, needs_sizes=True, help="quantised convolutions and dense layers by instructions for 8 or 16 bits"),
     Pass(name="winograd", stage="relay", level=3, needs=("nn.conv2d",), exact=False, run=take_winograd,
          for_cpu=True, needs_sizes=True,
          help="3x3 convolutions with fewer multiplications, where that is faster (not with --exact)"),
+    Pass(name="whole-products", stage="relay", level=3, needs=NAMES, run=take_whole,
+         for_cpu=True, needs_sizes=True,
+         help="products of integers in float32, where that holds all sums exactly"),
     Pass(name="alter-layout", stage="relay", level=3, run=alter_layout, for_cpu=True, needs_sizes=True,
          help="convolutions to blocked NCHWc"),
+    Pass(name="reshape-pixels", stage="relay", level=3, needs=("layout_transform",), run=reshape_pixels,
+         for_cpu=True, needs_sizes=True,
+         help="layout transforms of images of one pixel are reshapes"),
     Pass(name="pack-dense-weights", stage="relay", level=3, needs=("nn.dense",), run=pack_dense,
          for_cpu=True,
          help="constant weights of dense layers to panels as wide as the register tile"),

@@ -1,12 +1,12 @@
 """Our own AutoTVM templates and operators, and the strategies that offer them to Relay.
 
 Templates: `dense`, `batch_matmul` and `pointwise` share the register tile of `gemm`; `winograd` (with
-`winograd_op`), `depthwise`, `expand_depthwise`, `direct` (groups, images) and `attention`. `conv_op` offers those of
-convolutions, `blocks` decides on NCHWc. Kernels without knobs: `rows` (softmax, layer norm), `spatial`
-(pooling, reductions over the image), `lrn`, `elementary`, `recurrent`. `tails`, `stack`, `serial` and
-`shuffles` are TIR passes. `arm` chooses among TVM's schedules for Arm, `cuda` has default configs of its
-templates for GPUs. The modules import TVM: `tvm_env.tvm()` loads them, once, and everything forked
-later inherits them.
+`winograd_op`), `depthwise`, `expand_depthwise`, `direct` (groups, images), `narrow` (8 bits; with
+`narrow_op`, and `dot`, the instructions) and `attention`. `conv_op` offers those of convolutions, `blocks`
+decides on NCHWc. Kernels without knobs: `rows` (softmax, layer norm), `spatial` (pooling, reductions over
+the image), `lrn`, `elementary`, `rounding`, `recurrent`. `tails`, `stack`, `serial` and `shuffles` are TIR
+passes. `arm` chooses among TVM's schedules for Arm, `cuda` has default configs of its templates for GPUs.
+The modules import TVM: `tvm_env.tvm()` loads them, once, and everything forked later inherits them.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def install() -> None:
         lrn,
         open_ops,
         recurrent,
+        rounding,
         rows,
         spatial,
         winograd_op,
@@ -46,6 +47,7 @@ def install() -> None:
         conv_op,
         recurrent,
         elementary,
+        rounding,
         rows,
         spatial,
         lrn,

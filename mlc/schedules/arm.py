@@ -26,29 +26,13 @@ def install() -> None:
     from tvm.topi.arm_cpu import conv2d_alter_op as arm_layouts
     from tvm.topi.x86 import conv2d_alter_op as x86_layouts
 
-    from mlc.schedules import conv_op, dense, narrow
+    from mlc.schedules import conv_op, dense
 
     offered = arm_cpu.conv2d_strategy_arm_cpu
     for_arm, for_x86 = arm_layouts._alter_conv2d_layout, x86_layouts._alter_conv2d_layout
 
-    def strategy(attrs: Any, inputs: Any, out_type: Any, target: Any) -> Any:
-        if narrow.takes(attrs, inputs):
-            return narrow.strategy()
-        return conv_op.offered(raised)(attrs, inputs, out_type, target)
-
     def raised(attrs: Any, inputs: Any, out_type: Any, target: Any) -> Any:
         return _raise_blocked(offered(attrs, inputs, out_type, target), attrs, inputs)
-
-    def blocked(attrs: Any, inputs: Any, out_type: Any, target: Any) -> Any:
-        if narrow.takes(attrs, inputs):
-            return narrow.strategy()
-        theirs = conv_op.offered(arm_cpu.conv2d_NCHWc_strategy_arm_cpu)
-        return theirs(attrs, inputs, out_type, target)
-
-    def alter(attrs: Any, inputs: Any, tinfos: Any, out_type: Any) -> Any:
-        if narrow.takes(attrs, tinfos):
-            return narrow.alter(attrs, inputs, tinfos)
-        return conv_op.alter(tvms)(attrs, inputs, tinfos, out_type)
 
     def tvms(attrs: Any, inputs: Any, tinfos: Any, out_type: Any) -> Any:
         # Work-around: the code for Arm passes the arguments of the depthwise template in a wrong
@@ -56,13 +40,14 @@ def install() -> None:
         chosen = for_x86 if _is_x86_template(attrs, tinfos, out_type) else for_arm
         return chosen(attrs, inputs, tinfos, out_type)
 
-    generic.conv2d_strategy.register("arm_cpu", strategy)
+    generic.conv2d_strategy.register("arm_cpu", conv_op.offered(raised))
+    blocked = conv_op.offered(arm_cpu.conv2d_NCHWc_strategy_arm_cpu)
     generic.conv2d_NCHWc_strategy.register("arm_cpu", blocked, override=True)
     depthwise = conv_op.offered(arm_cpu.depthwise_conv2d_NCHWc_strategy_arm_cpu)
     generic.depthwise_conv2d_NCHWc_strategy.register("arm_cpu", depthwise, override=True)
     products = dense.offered(arm_cpu.schedule_dense_arm_cpu)
     generic.dense_strategy.register("arm_cpu", products, override=True)
-    nn.conv2d_alter_layout.register("arm_cpu", alter, override=True)
+    nn.conv2d_alter_layout.register("arm_cpu", conv_op.alter(tvms), override=True)
 
 
 def _raise_blocked(strategy: Any, attrs: Any, inputs: Any) -> Any:

@@ -16,7 +16,7 @@ from tvm.topi import nn
 from tvm.topi.utils import get_const_tuple
 from tvm.topi.x86 import conv2d_alter_op
 
-from mlc.schedules import depthwise, direct, gemm, pointwise
+from mlc.schedules import depthwise, direct, gemm, narrow_op, pointwise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +88,8 @@ def offered(theirs: Any) -> Any:
     """Return a strategy function of TVM's with our templates before its own."""
 
     def strategy(attrs: Any, inputs: Any, out_type: Any, target: Any) -> Any:
+        if narrow_op.takes(attrs, inputs):
+            return narrow_op.strategy()
         # Theirs fail on groups in blocks, and on an image that is not in blocks.
         only_ours = len(inputs[1].shape) == 6 and direct.takes(attrs, inputs, out_type)
         found = relay_op.OpStrategy() if only_ours else theirs(attrs, inputs, out_type, target)
@@ -113,6 +115,8 @@ def alter(otherwise: Any) -> Any:
     """Return what AlterOpLayout asks for a convolution in blocks, `otherwise` for TVM's templates."""
 
     def altered(attrs: Any, inputs: Any, types: Any, out_type: Any) -> Any:
+        if narrow_op.takes(attrs, types):
+            return narrow_op.alter(attrs, inputs, types)
         found = _altered(attrs, inputs, types, out_type)
         return otherwise(attrs, inputs, types, out_type) if found is None else found
 

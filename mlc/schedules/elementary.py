@@ -14,10 +14,8 @@ import functools
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tvm import te, tir
+from tvm import tir
 from tvm.ir import _ffi_api, register_intrin_lowering, register_op_attr
-from tvm.relay.op import op as relay_op
-from tvm.relay.transform.infer_layout_utils import InferCorrectLayoutOutput
 
 from mlc.schedules import operator
 
@@ -136,34 +134,16 @@ def install() -> None:
         # Where `registers` has not written it out (in a branch, or without our passes).
         register_intrin_lowering(name, target="default", f=partial(_written_out, formula))
     for function, what in _OPERATORS:
-        name = f"mlc.{function.__name__}"
-        operator.register(
-            name,
+        operator.register_elementwise(
+            f"mlc.{function.__name__}",
             f"{what} of each element, on vectors",
-            {"data": "float32"},
-            (f"Mlc{function.__name__.title()}", lambda types, _attrs: types[0]),
-            relay_op.OpPattern.ELEMWISE,
+            f"Mlc{function.__name__.title()}",
+            function,
         )
-        relay_op.register_compute(name, partial(_compute, function))
-        relay_op.register_injective_schedule(name)
-        relay_op.register_infer_correct_layout(name, _any_layout)
 
 
 def _written_out(formula: Callable[[Any], Any], call: Any) -> Any:
     return formula(call.args[0])
-
-
-def _any_layout(attrs: Any, new: Any, old: Any, _types: Any) -> Any:
-    """Keep the layout that comes in: without a rule AlterOpLayout would go back to NCHW for it."""
-    layouts = [(new or old)[0]]
-    return InferCorrectLayoutOutput(layouts, layouts, attrs)
-
-
-def _compute(function: Callable[[Any], Any], _attrs: Any, inputs: Any, _out_type: Any) -> list[Any]:
-    (data,) = inputs
-    name = function.__name__
-    found = te.compute(data.shape, lambda *at: function(data(*at)), name=name, tag="elemwise")
-    return [found]
 
 
 _OPERATORS = (

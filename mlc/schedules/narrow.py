@@ -1,17 +1,18 @@
-"""The template `conv2d_narrow_mlc.arm`: convolutions of int8 data and weights, summed up in int32.
+"""The templates `conv2d_narrow_mlc.arm` and `.x86`: convolutions of 8-bit values, summed up in int32.
 
-Padding is done before. Activations lie in blocks of 8 or 4 channels (NCHWc), weights in
-[filter block, channel block, down, across, channel / 4, filter, 4].
+Padding is done before. Activations lie in blocks of channels (NCHWc), weights in
+[filter block, channel block, down, across, channel / group, filter, group].
 
     for each group of blocks of filters, each row of outputs, in parallel:
         for each tile of `columns` outputs:
             acc[blocks, columns, block] = 0                  in registers
-            for each channel block, tap, group of 4 channels:
-                acc[:, :, 4 lanes] += dot(4 data, broadcast; 4 lanes x 4 weights)
+            for each channel block, tap, group of channels:
+                acc[:, :, lanes] += dot(group of data, broadcast; lanes x group of weights)
             outputs = epilogue(acc)                          what Relay fused behind, stored
 
-The innermost step is one `sdot` where the CPU has it (`+dotprod`), else `smull` and additions by pairs:
-TVM's tensor intrinsics. A tile behind the end of a row computes its last column again.
+The innermost step is an instruction of the CPU's (`dot`), which says what data and weights it takes. A
+tile behind the end of a row computes its last column again. Where images are single pixels, as those
+that dense layers make of their rows are, a row of outputs goes over the batch.
 """
 
 from __future__ import annotations
@@ -20,34 +21,27 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import tvm
-from tvm import autotvm, relay, te, tir
+from tvm import autotvm, te, tir
 from tvm.autotvm.task.space import OtherOptionEntity
-from tvm.topi.arm_cpu import tensor_intrin
 from tvm.topi.utils import get_const_tuple
 
-from mlc.schedules import gemm
+from mlc.schedules import dot, gemm
 from mlc.schedules.blocks import output_axes
 from mlc.schedules.tails import MARK
 from mlc.schedules.window import Window
 
-TEMPLATE = "conv2d_narrow_mlc.arm"
-GROUP = 4  # channels that one instruction sums up, and sums that it makes
 _TAG = "mlc_narrow"
-_REGISTERS = 32  # of 128 bits, on 64-bit Arm
-# Of the default: with a tile that leaves fewer registers free LLVM 22 moves sums around in the inner loop.
-_DEFAULT_REGISTERS = 20
-_COLUMNS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)
 _BLOCKS = (1, 2, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer(Window):
-    """An 8-bit convolution without padding; blocks of inputs and of filters."""
+    """An 8-bit convolution without padding; blocks of inputs and of filters; the instruction."""
 
     filters: int
     in_block: int
     out_block: int
+    dot: dot.Dot
 
     @property
     def image(self) -> tuple[int, ...]:
@@ -59,7 +53,7 @@ class Layer(Window):
     def weights(self) -> tuple[int, ...]:
         """The shape of the weights in blocks."""
         blocks = self.filters // self.out_block, self.channels // self.in_block
-        return *blocks, *self.taps, self.in_block // GROUP, self.out_block, GROUP
+        return *blocks, *self.taps, self.in_block // self.dot.group, self.out_block, self.dot.group
 
     @property
     def outputs(self) -> tuple[int, ...]:
@@ -67,18 +61,36 @@ class Layer(Window):
         size = self.out_height, self.out_width
         return self.batch, self.filters // self.out_block, *size, self.out_block
 
+    @property
+    def is_pixel(self) -> bool:
+        """Whether an image is one pixel: then the batch is a row of outputs."""
+        return self.height == self.width == 1
+
+    @property
+    def row(self) -> int:
+        """The outputs in a row."""
+        return self.batch if self.is_pixel else self.out_width
+
     def registers(self, columns: int, blocks: int) -> int:
-        """Return the vectors that a tile takes: its sums, a step's weights, one of data."""
-        vectors = blocks * self.out_block // GROUP
-        return columns * vectors + vectors + 1
+        """Return the vectors that a tile takes: its sums, a step's weights, what else a step holds."""
+        vectors = blocks * self.out_block // self.dot.vector(self.out_block)
+        return columns * vectors + vectors + self.dot.spare
+
+    def steps(self, columns: int, blocks: int) -> int:
+        """Return the instructions for a step of the sums, of all tiles of a row: products and loads."""
+        vectors = blocks * self.out_block // self.dot.vector(self.out_block)
+        tiles = -(-self.row // columns) * (self.outputs[1] // blocks)
+        return tiles * (columns * vectors + columns + vectors)
 
 
 def layer_of(data: Any, weight: Any, strides: Any, dilation: Any) -> Layer:
     """Return the layer of inputs [n, c, h, w] and filters [k, c, kh, kw], or of both in blocks."""
     batch, channels, height, width, *inner = get_const_tuple(data.shape)
     shape = get_const_tuple(weight.shape)
-    in_block = inner[0] if inner else _block(channels)
-    out_block = shape[5] if inner else _block(shape[0])
+    instruction = dot.of_target()
+    assert instruction is not None, "the target has no instruction for it"
+    in_block = inner[0] if inner else instruction.block(channels)
+    out_block = shape[5] if inner else instruction.block(shape[0])
     return Layer(
         batch=batch,
         channels=channels * in_block if inner else channels,
@@ -87,6 +99,7 @@ def layer_of(data: Any, weight: Any, strides: Any, dilation: Any) -> Layer:
         filters=shape[0] * out_block if inner else shape[0],
         in_block=in_block,
         out_block=out_block,
+        dot=instruction,
         taps=shape[2:4],
         strides=tuple(get_const_tuple(strides)),
         padding=(0, 0, 0, 0),
@@ -94,180 +107,140 @@ def layer_of(data: Any, weight: Any, strides: Any, dilation: Any) -> Layer:
     )
 
 
-def _block(channels: int) -> int:
-    return 2 * GROUP if channels % (2 * GROUP) == 0 else GROUP
-
-
 def define(cfg: Any, layer: Layer) -> None:
     """Define the knob `tile`, columns and blocks of filters, on a config space; write its default."""
-    _, blocks, _, width, _ = layer.outputs
-    tiles = [
-        [columns, together]
-        for columns in sorted({min(size, width) for size in _COLUMNS})
-        for together in _BLOCKS
-        if blocks % together == 0 and layer.registers(columns, together) <= _REGISTERS
-    ]
-    cfg.define_knob("tile", tiles)
+    cfg.define_knob("tile", _tiles(layer, layer.dot.registers))
     if cfg.is_fallback:
         cfg["tile"] = OtherOptionEntity(default(layer))
     cfg.add_flop(2 * math.prod(layer.outputs) * layer.channels * layer.taps[0] * layer.taps[1])
 
 
+def _tiles(layer: Layer, registers: int) -> list[list[int]]:
+    """Return the tiles that fit some registers: those of columns that leave the least behind the row."""
+    columns = {-(-layer.row // -(-layer.row // size)) for size in range(1, registers)}
+    return [
+        [size, together]
+        for size in sorted(columns)
+        for together in _BLOCKS
+        if layer.outputs[1] % together == 0 and layer.registers(size, together) <= registers
+    ]
+
+
 def default(layer: Layer) -> list[int]:
-    """Return the tile without a measurement: a row in few equal steps, then as many blocks as fit."""
-    _, blocks, _, width, _ = layer.outputs
-    limit = _DEFAULT_REGISTERS
-    most = max(size for size in range(1, limit) if layer.registers(size, 1) <= limit)
-    columns = -(-width // -(-width // most))
-    fits = [k for k in _BLOCKS if blocks % k == 0 and layer.registers(columns, k) <= limit]
-    return [columns, max(fits)]
+    """Return the tile without a measurement: that of the fewest instructions, the largest of equal ones."""
+    return min(_tiles(layer, layer.dot.default), key=lambda t: (layer.steps(*t), -t[0] * t[1]))
 
 
-@autotvm.register_topi_compute(TEMPLATE)  # type: ignore[untyped-decorator]
-def narrow(cfg: Any, data: Any, weight: Any, strides: Any, dilation: Any) -> Any:
+def convolution(cfg: Any, data: Any, weight: Any, strides: Any, dilation: Any) -> Any:
     """Return the convolution in int32, [n, k, oh, ow] or in blocks as `data` is.
 
     Args:
         cfg: the config.
-        data: int8 [n, c, h, w], or [n, c / block, h, w, block]; for tuning blocks are made up.
-        weight: int8 [k, c, kh, kw], or in blocks as the module says.
+        data: [n, c, h, w], or [n, c / block, h, w, block]; for tuning blocks are made up. Its dtype is
+            that of the instruction's.
+        weight: [k, c, kh, kw], or in blocks as the module says; its dtype likewise.
         strides: down and across.
         dilation: down and across.
     """
     layer = layer_of(data, weight, strides, dilation)
     define(cfg, layer)
-    plain, inner, size = len(data.shape) == 4, layer.in_block, layer.out_block
-    if plain and autotvm.GLOBAL_SCOPE.in_tuning:
+    if len(data.shape) == 4 and autotvm.GLOBAL_SCOPE.in_tuning:
         data = te.placeholder(layer.image, data.dtype, name="data")
         weight = te.placeholder(layer.weights, weight.dtype, name="weight")
-    elif plain:
-        image, filters = data, weight
-        data = te.compute(
-            layer.image, lambda n, b, h, w, c: image[n, b * inner + c, h, w], name="blocks"
-        )
-        weight = te.compute(
-            layer.weights,
-            lambda b, a, i, j, f, o, q: filters[b * size + o, a * inner + f * GROUP + q, i, j],
-            name="packed",
-        )
+    plain, size = len(data.shape) == 4, layer.out_block
+    if plain:
+        data, weight = _in_blocks(layer, data, weight)
     acc = _sums(layer, data, weight, cfg["tile"].val[0])
+
+    def at(n: Any, b: Any, h: Any, w: Any, o: Any) -> Any:
+        return acc[0, b, h, n, o] if layer.is_pixel else acc[n, b, h, w, o]
+
     if not plain:
-        return te.compute(layer.outputs, lambda *at: acc[at], name="conv2d", tag=_TAG)
-    batch, _, high, wide, _ = layer.outputs
+        return te.compute(layer.outputs, at, name="conv2d", tag=_TAG)
     return te.compute(
-        (batch, layer.filters, high, wide),
-        lambda n, k, h, w: acc[n, k // size, h, w, k % size],
+        (layer.batch, layer.filters, layer.out_height, layer.out_width),
+        lambda n, k, h, w: at(n, k // size, h, w, k % size),
         name="conv2d",
         tag=_TAG,
     )
 
 
+def _in_blocks(layer: Layer, image: Any, filters: Any) -> tuple[Any, Any]:
+    """Return plain inputs and filters in blocks, to be computed at run time."""
+    inner, size, group = layer.in_block, layer.out_block, layer.dot.group
+    data = te.compute(
+        layer.image, lambda n, b, h, w, c: image[n, b * inner + c, h, w], name="blocks"
+    )
+    weight = te.compute(
+        layer.weights,
+        lambda b, a, i, j, f, o, q: filters[b * size + o, a * inner + f * group + q, i, j],
+        name="packed",
+    )
+    return data, weight
+
+
 def _sums(layer: Layer, data: Any, weight: Any, columns: int) -> Any:
-    """Return the sums over channels and taps, as wide as whole tiles."""
-    sizes = layer.weights[1], *layer.taps, layer.weights[4], GROUP
-    outer, i, j, group, q = (
-        te.reduce_axis((0, size), name) for size, name in zip(sizes, "aijfq", strict=True)
+    """Return the sums over channels and taps, [images, block, row, column, filter], as wide as whole tiles."""
+    _, *sizes, _, _ = layer.weights
+    group = layer.dot.group
+    outer, i, j, some, q = (
+        te.reduce_axis((0, size), name) for size, name in zip([*sizes, group], "aijfq", strict=True)
     )
     (down, across), (far, wide) = layer.strides, layer.dilation
-    batch, blocks, height, width, size = layer.outputs
+    batch, blocks, height, _, size = layer.outputs
+    images, width = (1 if layer.is_pixel else batch), layer.row
     whole = -(-width // columns) * columns
 
     def product(n: Any, b: Any, h: Any, w: Any, o: Any) -> Any:
-        x = (tir.min(w, width - 1) if whole > width else w) * across + j * wide
-        pixel = data[n, outer, h * down + i * far, x, group * GROUP + q]
-        tap = weight[b, outer, i, j, group, o, q]
-        return te.sum(pixel.astype("int32") * tap.astype("int32"), [outer, i, j, group, q])
+        column = tir.min(w, width - 1) if whole > width else w
+        channel = some * group + q
+        if layer.is_pixel:
+            pixel = data[column, outer, 0, 0, channel]
+        else:
+            pixel = data[n, outer, h * down + i * far, column * across + j * wide, channel]
+        tap = weight[b, outer, i, j, some, o, q]
+        return te.sum(pixel.astype("int32") * tap.astype("int32"), [outer, i, j, some, q])
 
-    return te.compute((batch, blocks, height, whole, size), product, name="acc")
+    return te.compute((images, blocks, height, whole, size), product, name="acc")
 
 
-@autotvm.register_topi_schedule(TEMPLATE)  # type: ignore[untyped-decorator]
-def schedule_narrow(cfg: Any, outs: Any) -> Any:
+def schedule(cfg: Any, outs: Any) -> Any:
     """Return the schedule of an 8-bit convolution with what Relay fused behind it."""
     return gemm.schedule_tagged(_TAG, _schedule, cfg, outs)
 
 
 def _schedule(s: Any, cfg: Any, conv: Any, out: Any) -> None:
     (acc,) = conv.op.input_tensors
+    image, _ = acc.op.input_tensors
     columns, blocks = cfg["tile"].val
-    out, n, b, h, w, lane = output_axes(s, conv, out, int(acc.shape[-1]))
+    size = int(acc.shape[-1])
+    out, n, b, h, w, lane = output_axes(s, conv, out, size)
     together, b = s[out].split(b, factor=blocks)
-    tile, column = s[out].split(w, factor=columns)
-    s[out].reorder(n, together, h, tile, b, column, lane)
-    row = s[out].fuse(n, together, h)
+    if get_const_tuple(image.shape)[2:4] == (1, 1):
+        tile, column = s[out].split(n, factor=columns)
+        s[out].reorder(together, h, tile, b, column, w, lane)
+        row = tile = s[out].fuse(together, h, tile)
+    else:
+        tile, column = s[out].split(w, factor=columns)
+        s[out].reorder(n, together, h, tile, b, column, lane)
+        row = s[out].fuse(n, together, h)
     s[out].parallel(row)
     s[out].vectorize(lane)
     s[out].pragma(b, MARK, True)
 
     s[acc].compute_at(s[out], tile)
     n, b, h, column, o = s[acc].op.axis
-    outer, i, j, group, q = s[acc].op.reduce_axis
-    vector, lane = s[acc].split(o, factor=GROUP)
-    s[acc].reorder(n, h, outer, i, j, group, b, column, vector, lane, q)
+    outer, i, j, some, q = s[acc].op.reduce_axis
+    instruction = dot.of_target()
+    assert instruction is not None
+    lanes = instruction.vector(size)
+    vector, lane = s[acc].split(o, factor=lanes)
+    s[acc].reorder(n, h, outer, i, j, some, b, column, vector, lane, q)
     for axis in (b, column, vector):
         s[acc].unroll(axis)
-    s[acc].tensorize(lane, _dot())
+    s[acc].tensorize(lane, instruction.intrinsic(lanes))
 
 
-def _dot() -> Any:
-    features = tvm.target.Target.current(allow_none=False).features
-    if features.has_dotprod:
-        return tensor_intrin.dot_int8_int8_int32_neon_82(int32_lanes=GROUP, dtype="int")
-    return tensor_intrin.dot_int8_int8_int32_neon()
-
-
-def takes(attrs: Any, inputs: Any) -> bool:
-    """Return whether the template takes a `nn.conv2d`: int8, one group, no padding, whole groups of 4."""
-    data, weight = inputs
-    shape = get_const_tuple(weight.shape)
-    plain = (str(attrs.data_layout), str(attrs.kernel_layout)) == ("NCHW", "OIHW")
-    blocked = len(data.shape) == 5 and len(shape) == 7
-    features = tvm.target.Target.current(allow_none=False).features
-    return (
-        (data.dtype, weight.dtype) == ("int8", "int8")
-        and (blocked or (plain and shape[0] % GROUP == shape[1] % GROUP == 0))
-        and attrs.groups == 1
-        and not any(get_const_tuple(attrs.padding))
-        and bool(features.is_aarch64 and features.has_asimd)
-    )
-
-
-def strategy() -> Any:
-    """Return the strategy of a convolution that the template takes.
-
-    TVM's own template is not behind it: it fails where channels are no multiple of 8.
-    """
-    from tvm.relay.op import op as relay_op
-    from tvm.relay.op.strategy import generic
-
-    found = relay_op.OpStrategy()
-    found.add_implementation(_compute, generic.wrap_topi_schedule(schedule_narrow), name=TEMPLATE)
-    return found
-
-
-def _compute(attrs: Any, inputs: Any, _out_type: Any) -> list[Any]:
-    return [narrow(*inputs, *_arguments(attrs))]
-
-
-def _arguments(attrs: Any) -> list[tuple[int, ...]]:
-    return [tuple(get_const_tuple(attrs.strides)), tuple(get_const_tuple(attrs.dilation))]
-
-
-def alter(attrs: Any, inputs: Any, types: Any) -> Any:
-    """Return a convolution that the template takes in blocks, for AlterOpLayout; its config goes along."""
-    target = tvm.target.Target.current(allow_none=False)
-    context = autotvm.task.DispatchContext.current
-    rest = _arguments(attrs)
-    plain = [te.placeholder(get_const_tuple(t.shape), t.dtype) for t in types]
-    layer = layer_of(*plain, *rest)
-    config = context.query(target, autotvm.task.args_to_workload([*plain, *rest], TEMPLATE))
-    packed = [te.placeholder(shape, "int8") for shape in (layer.image, layer.weights)]
-    context.update(target, autotvm.task.args_to_workload([*packed, *rest], TEMPLATE), config)
-    layouts = {
-        "channels": layer.filters,
-        "data_layout": f"NCHW{layer.in_block}c",
-        "kernel_layout": f"OIHW{layer.in_block // GROUP}i{layer.out_block}o{GROUP}i",
-        "out_layout": f"NCHW{layer.out_block}c",
-    }
-    given = {key: attrs[key] for key in attrs.keys()}  # noqa: SIM118
-    return relay.nn.contrib_conv2d_nchwc(*inputs, **{**given, **layouts})
+_NAMES = (dot.ARM, dot.X86)
+COMPUTE = {name: autotvm.register_topi_compute(name)(convolution) for name in _NAMES}
+SCHEDULE = {name: autotvm.register_topi_schedule(name)(schedule) for name in _NAMES}

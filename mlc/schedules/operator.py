@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import tvm
-from tvm import relay
+from tvm import relay, te
 from tvm.relay.op import op as relay_op
+from tvm.relay.transform.infer_layout_utils import InferCorrectLayoutOutput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,6 +38,30 @@ def register(
     op.set_support_level(10)
     op.add_type_rel(*relation)
     relay_op.register_pattern(name, pattern)
+
+
+def register_elementwise(
+    name: str, text: str, relation: str, function: Callable[[Any], Any]
+) -> None:
+    """Register an operator that maps each element: it fuses, and keeps the layout that comes in.
+
+    Without a rule for layouts AlterOpLayout would go back to NCHW for it.
+    """
+
+    def compute(_attrs: Any, inputs: Any, _out_type: Any) -> list[Any]:
+        (data,) = inputs
+        short = name.rsplit(".", 1)[-1]
+        return [te.compute(data.shape, lambda *at: function(data(*at)), name=short, tag="elemwise")]
+
+    def layouts(attrs: Any, new: Any, old: Any, _types: Any) -> Any:
+        found = [(new or old)[0]]
+        return InferCorrectLayoutOutput(found, found, attrs)
+
+    same = (relation, lambda types, _attrs: types[0])
+    register(name, text, {"data": "floats"}, same, relay_op.OpPattern.ELEMWISE)
+    relay_op.register_compute(name, compute)
+    relay_op.register_injective_schedule(name)
+    relay_op.register_infer_correct_layout(name, layouts)
 
 
 def call(name: str, operands: list[Any], **attributes: Any) -> Any:

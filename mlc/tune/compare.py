@@ -30,6 +30,8 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "depthwise_conv2d_mlc.x86": ("NCHW", "OIHW", "NCHW"),
     "conv2d_1x1_mlc.x86": ("NCHW", "OIHW", "NCHW"),
     "conv2d_direct_mlc.x86": ("NCHW", "OIHW", "NCHW"),
+    "conv2d_narrow_mlc.x86": ("NCHW", "OIHW", "NCHW"),
+    "conv2d_narrow_mlc.arm": ("NCHW", "OIHW", "NCHW"),
     "dense_pack.x86": ("MK", "NK", "MN"),
     "dense_nopack.x86": ("MK", "NK", "MN"),
     "batch_matmul.x86": ("BMK", "BNK", "BMN"),
@@ -44,6 +46,7 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
 _BLOCKED = {
     ("NCHW", 5): "NCHW{4}c",
     ("OIHW", 6): "OIHW{4}i{5}o",
+    ("OIHW", 7): "OIHW{4}i{5}o{6}i",
     ("NK", 3): "NK{2}n",
 }
 

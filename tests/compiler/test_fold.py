@@ -37,6 +37,12 @@ def relay_op(name: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:
     return build
 
 
+def rounded(operand: Any) -> Any:
+    from mlc.frontend.ops.arith import round_even
+
+    return round_even(operand)
+
+
 def of_tuple(name: str, *args: Any) -> Callable[..., Any]:
     def build(*operands: Any) -> Any:
         from tvm import relay
@@ -67,6 +73,8 @@ CASES: list[tuple[str, Any, Sequence[Array]]] = [
     call("exp", F), call("sqrt", POSITIVE), call("rsqrt", POSITIVE), call("copy", F),
     call("sqrt", np.array([-1.0, 0.0, np.inf], np.float32)),
     call("rsqrt", np.array([0.0, 4.0], np.float64)),
+    *(("mlc.round_even", rounded, [np.array([-2.5, -0.5, -0.0, 0.5, 1.5, 2.4999998, 3e9], kind)])
+      for kind in (np.float32, np.float64)),
     *(call("cast", F * 10, dtype=dtype) for dtype in ("int32", "int64", "int8", "float64", "bool")),
     *(call("cast", INT, dtype=dtype) for dtype in ("float32", "int64", "uint8", "int8", "bool")),
     call("cast", np.array([True, False]), dtype="float32"),

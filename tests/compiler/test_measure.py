@@ -58,6 +58,8 @@ def tasks(tvm: Any, quick_target: str) -> dict[str, Any]:
     """Small real tasks, by template."""
     from tvm import autotvm
 
+    from mlc.schedules import dot
+
     def tensor(*shape: int) -> tuple[str, tuple[int, ...], str]:
         return ("TENSOR", shape, "float32")
 
@@ -77,6 +79,12 @@ def tasks(tvm: Any, quick_target: str) -> dict[str, Any]:
         ("batch_matmul_mlc.x86", [tensor(3, 5, 7), tensor(3, 7, 4), False, False]),
     ]
     target = tvm.target.Target(quick_target)
+    with target:
+        instruction = dot.of_target()
+    assert instruction is not None
+    shapes = {(1, 8, 9, 9): instruction.data, (24, 8, 3, 3): instruction.weight}
+    narrow = [("TENSOR", shape, dtype) for shape, dtype in shapes.items()]
+    rows.append((instruction.template, [*narrow, (2, 1), (1, 1)]))
     return {name: autotvm.task.create(name, args, target=target) for name, args in rows}
 
 
@@ -204,7 +212,8 @@ def test_flushing_the_caches_works_too(tasks: dict[str, Any]) -> None:
 @pytest.mark.parametrize("template", ["conv2d_NCHWc.x86", "depthwise_conv2d_NCHWc.x86",
                                       "dense_pack.x86", "dense_nopack.x86", "batch_matmul.x86",
                                       "dense_mlc.x86", "batch_matmul_mlc.x86",
-                                      "depthwise_conv2d_mlc.x86", "conv2d_1x1_mlc.x86"])  # fmt: skip
+                                      "depthwise_conv2d_mlc.x86", "conv2d_1x1_mlc.x86",
+                                      "conv2d_narrow_mlc.x86"])  # fmt: skip
 def test_right_kernels_pass_the_check(
     measurer: Measurer, tasks: dict[str, Any], template: str
 ) -> None:

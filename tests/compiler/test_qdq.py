@@ -94,6 +94,12 @@ CASES = {  # nodes, shape of x, weights: the products in integers
     "padding is the zero point": (
         [dequantised(0), node("Conv", ["dx", "dw", "b"], ["y"], pads=[1, 2, 0, 1], strides=[2, 1])],
         [1, 4, 7, 9], {**weight(integers(6, 4, 3, 3), 0), "b": f(6)}, 1),
+    "images of one pixel": (
+        [dequantised(0), node("Conv", ["dx", "dw", "b"], ["c"]), node("Relu", ["c"], ["y"])],
+        [11, 20, 1, 1], {**weight(integers(48, 20, 1, 1), 0), "b": f(48)}, 1),
+    "tails of rows, a residual": (
+        [dequantised(0), node("Conv", ["dx", "dw"], ["c"], pads=[1, 1, 1, 1]),
+         node("Add", ["c", "dx"], ["y"])], [2, 16, 5, 17], weight(integers(16, 16, 3, 3), 0), 1),
     "groups, dilated, weights off zero": (
         [dequantised(), node("Conv", ["dx", "dw"], ["y"], group=2, dilations=[2])],
         [2, 4, 11], weight(integers(6, 2, 3, kind=np.uint8), None, 130), 2),
@@ -129,6 +135,13 @@ def test_products_of_every_form(name: str, tmp_path: Path, compiled: Any) -> Non
     feed = {"x": f(*shape)}
     (ours,) = compiled(proto).run(feed)
     assert_same(ours, reference(proto, feed))
+
+
+def test_products_of_open_sizes(compiled: Any) -> None:
+    nodes = [*X, dequantised(), node("Gemm", ["dx", "dw"], ["y"])]
+    weights = {**SCALAR, **weight(integers(12, 8), 1)}
+    proto = models.model(nodes, {"x": ["n", 12]}, ["y"], weights, opset=19)
+    assert compiled(proto, dynamic=("n",), verify=True).manifest["verification"]["passed"]
 
 
 def test_a_float_model_is_left_alone(tmp_path: Path) -> None:

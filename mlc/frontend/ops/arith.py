@@ -17,18 +17,10 @@ if TYPE_CHECKING:
 
 
 def round_even(x: Any) -> Any:
-    """Return x rounded to integers, halves to the even one; a zero keeps the sign of x.
+    """Return x rounded to integers, halves to the even one; a zero keeps the sign of x."""
+    from mlc.schedules import operator, rounding
 
-    It is written without `where`, which stops blocked layouts: TVM does not know how it behaves in them.
-    """
-    from tvm import relay
-
-    half = number(0.5, x)
-    down = relay.ceil(x - half)  # halves downwards
-    clear = relay.not_equal(x - down, half)
-    even = relay.equal(down * half, relay.floor(down * half))
-    right = relay.cast(relay.logical_or(clear, even), dtype_of(x))
-    return down - (right - number(1, x))
+    return operator.call(rounding.NAME, [x])
 
 
 def mod(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
