@@ -111,6 +111,7 @@ _ONNX: dict[str, Converter] = {
     "BitShift": arith.bit_shift,
     "Cast": tensor.cast,
     "CastLike": tensor.cast_like,
+    "Clip": arith.clip,
     "Col2Im": conv.col2im,
     "Concat": tensor.concat,
     "Conv": conv.conv,
