@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from mlc.errors import UnsupportedError
-from mlc.frontend.operators import MICROSOFT_STOCK, OWN, stock_table, supported
+from mlc.frontend.operators import OWN, stock_table, supported
 from mlc.frontend.stock import STOCK
 from mlc.frontend.support import require_supported, unsupported
 from tests import models
@@ -128,8 +128,9 @@ def test_attention_of_onnx_is_not_taken_for_microsofts() -> None:
 
 
 def test_names_of_microsoft_are_onnxs_only_where_we_convert_them() -> None:
-    names = MICROSOFT_STOCK | set(OWN["com.microsoft"])
-    assert {name for name in names if supported("", name, 20)} == {"Gelu"}
+    names = set(OWN["com.microsoft"])
+    both = {"DequantizeLinear", "Gelu", "QLinearConv", "QuantizeLinear"}
+    assert {name for name in names if supported("", name, 20)} == both
     assert all(supported("com.microsoft", name, 1) for name in names)
     assert not supported("com.microsoft", "Conv", 1)
     assert not supported("my.ops", "Relu", 1)

@@ -67,9 +67,7 @@ def test_what_is_mutated_is_good_before(position: int, tmp_path: Path) -> None:
     assert attempt(path, imported) == Ending("done")
 
 
-@settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1 << 32))
 @example(seed=0)
 def test_mutated_models_are_imported_or_refused(seed: int, tmp_path: Path) -> None:
