@@ -6,12 +6,13 @@ as triples (value, scale, zero point).
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from mlc.errors import ModelError
 from mlc.frontend.ops.linear import matmul
 from mlc.frontend.ops.ms_matmul import matmul_integer_to_float
-from mlc.frontend.ops.operands import dtype_of, number, optional
+from mlc.frontend.ops.operands import dtype_of, number, optional, shape_of
 from mlc.frontend.ops.pool import average_pool
 from mlc.frontend.ops.quant import dequantize, qlinear_conv, quantize
 
@@ -38,11 +39,14 @@ def unary(rule: Converter) -> Converter:
     """Return the converter of an operator of one operand, by what it does to floats."""
 
     def convert(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
-        if attributes.get("channels_last", 0):
-            raise ModelError("channels last are not supported")
         return _back(rule([dequantize(inputs[:3], {})], attributes), inputs, 3)
 
     return convert
+
+
+def _channels_first(attributes: dict[str, Any]) -> None:
+    if attributes.get("channels_last", 0):
+        raise ModelError("channels last are not supported")
 
 
 def _back(value: Any, inputs: Sequence[Any], at: int) -> Any:
@@ -73,15 +77,30 @@ def _softmax(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     return relay.nn.softmax(inputs[0], attributes.get("axis", -1))
 
 
-def _global_pool(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+def global_average(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """QLinearGlobalAveragePool: the integers' sum, rescaled once, as ONNX Runtime has it."""
     from tvm import relay
 
-    del attributes
-    return relay.mean(inputs[0], [0, 1], keepdims=True, exclude=True)
+    _channels_first(attributes)
+    data, scale, zero, y_scale = inputs[:4]
+    count = number(math.prod(shape_of(data)[2:]), scale)
+    centred = relay.cast(data, "int32") - relay.cast(zero, "int32")
+    total = relay.sum(centred, [0, 1], keepdims=True, exclude=True)
+    value = relay.cast(total, dtype_of(scale)) * (scale / (y_scale * count))
+    return quantize([value, number(1, value), inputs[4]], {})
+
+
+def average(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """QLinearAveragePool: ONNX Runtime adds the zero point before it rounds, which decides ties."""
+    from tvm import relay
+
+    _channels_first(attributes)
+    value = average_pool([dequantize(inputs[:3], {})], attributes)
+    moved = value / inputs[3] + relay.cast(inputs[4], dtype_of(value))
+    return quantize([moved, number(1, value), number(0, inputs[4])], {})
 
 
 sigmoid, leaky_relu, softmax = unary(_sigmoid), unary(_leaky_relu), unary(_softmax)
-average, global_average = unary(average_pool), unary(_global_pool)
 
 
 def concat(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
@@ -122,8 +141,7 @@ def gemm(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
 
 def conv(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     """QLinearConv, as in ONNX but for the layout."""
-    if attributes.get("channels_last", 0):
-        raise ModelError("channels last are not supported")
+    _channels_first(attributes)
     return qlinear_conv(inputs, attributes)
 
 
