@@ -31,7 +31,7 @@ def resolve(file: OnnxFile) -> OnnxFile:
     Raises:
         ModelError: a position lies outside of its sequence, or depends on the input's values.
     """
-    if not any(node.op_type in (*_RULES, "SplitToSequence") for node in file.proto.graph.node):
+    if not any(is_sequence(node.domain, node.op_type) for node in file.proto.graph.node):
         return file
     proto = onnx.ModelProto()
     proto.CopyFrom(file.proto)
@@ -41,7 +41,15 @@ def resolve(file: OnnxFile) -> OnnxFile:
     del proto.graph.node[:]
     proto.graph.node.extend(resolver.nodes)
     proto.graph.initializer.extend(resolver.constants)
+    left = [info for info in proto.graph.value_info if info.name not in resolver.members]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(left)
     return replace(file, proto=proto)
+
+
+def is_sequence(domain: str, name: str) -> bool:
+    """Return whether an operator makes, changes or reads a sequence, which `resolve` writes out."""
+    return domain in ("", "ai.onnx") and name in {*_SOURCES, *_RULES, "SplitToSequence"}
 
 
 class _Resolver:
