@@ -25,6 +25,7 @@ import numpy as np
 import onnx
 
 from mlc.errors import ModelError
+from mlc.frontend import order
 from mlc.options import MAX_MODEL_NODES, MAX_TENSOR_BYTES, MAX_TENSOR_RANK
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def read(path: Path) -> OnnxFile:
     for name, content in sorted(files.digests.items()):
         digest.update(os.fsencode(name) + b"\0" + content)
     size += files.size
+    order.sort(proto.graph)
     _check(path, proto)
     return OnnxFile(
         path=path,
