@@ -185,6 +185,7 @@ _MICROSOFT: dict[str, Converter] = {
     "EmbedLayerNormalization": microsoft.embed_layer_norm,
     "FastGelu": microsoft.ms_fast_gelu,
     "FusedConv": microsoft.fused_conv,
+    "FusedGemm": microsoft.fused_gemm,
     "FusedMatMul": microsoft.fused_matmul,
     "Gelu": nn.gelu,
     "MatMulInteger16": quant.matmul_integer,
@@ -208,6 +209,7 @@ _MICROSOFT: dict[str, Converter] = {
     "RotaryEmbedding": microsoft.rotary_embedding,
     "SkipLayerNormalization": microsoft.skip_layer_norm,
     "SkipSimplifiedLayerNormalization": microsoft.skip_rms_norm,
+    "TransposeMatMul": microsoft.fused_matmul,
 }
 _CONTROL: dict[str, Converter] = {"Select": tensor.select}
 OWN: dict[str, dict[str, Converter]] = {

@@ -165,6 +165,10 @@ CASES = {
     "quick_gelu": single("QuickGelu", {"x": f(3, 5)}, alpha=1.5),
     "fused_matmul": single("FusedMatMul", {"a": f(2, 5, 3), "b": f(2, 7, 5)},
                            alpha=0.5, transA=1, transB=1),
+    "fused_gemm": single("FusedGemm", {"a": f(5, 3), "b": f(7, 5), "c": f(7, seed=2)}, transA=1, transB=1,
+                         alpha=0.5, beta=2.0, activation="LeakyRelu", activation_alpha=0.2),
+    "fused_gemm_relu": single("FusedGemm", {"a": f(3, 5), "b": f(5, 7)}, activation="Relu"),
+    "transpose_matmul": single("TransposeMatMul", {"a": f(2, 3, 5), "b": f(2, 7, 5)}, transB=1),
     "fused_conv": single("FusedConv", {"x": f(1, 3, 5, 5), "w": f(4, 3, 3, 3), "b": f(4)},
                          pads=[1, 1, 1, 1], activation="LeakyRelu", activation_params=[0.2]),
     "skip_layer_norm": single("SkipLayerNormalization", {
@@ -201,6 +205,10 @@ def test_it_is_onnx_runtimes(name: str, compiled: Any) -> None:
 def test_what_is_not_supported_is_said(compiled: Any) -> None:
     with pytest.raises(ModelError, match="transposed batch axes"):
         compiled(single("FusedMatMul", {"a": f(2, 5, 3), "b": f(2, 3, 5)}, transBatchA=1)[0])
+    with pytest.raises(ModelError, match="few bits must be constants"):
+        compiled(single("MatMulNBits", {
+            "x": f(2, 16), "w": np.zeros((3, 1, 8), np.uint8), "s": f(3, 1)},
+            bits=4, N=3, K=16, block_size=16)[0])  # fmt: skip
     proto, _ = single("Conv", {"x": f(1, 16, 5, 5), "w": f(16, 16, 1, 1)})
     proto.graph.node[0].domain = "com.microsoft.nchwc"
     proto.opset_import[-1].domain = "com.microsoft.nchwc"

@@ -55,15 +55,28 @@ def quick_gelu(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     return inputs[0] * relay.sigmoid(inputs[0] * number(attributes.get("alpha", 1.702), inputs[0]))
 
 
+def fused_gemm(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """FusedGemm: activation(alpha a b + beta c), either side transposed first."""
+    out = fused_matmul(inputs, attributes)
+    if optional(inputs, 2) is not None:
+        out = out + inputs[2] * number(attributes.get("beta", 1.0), out)
+    names = ("activation_alpha", "activation_beta")
+    return _activated(out, attributes, [attributes.get(name, 0.0) for name in names])
+
+
 def fused_conv(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     """FusedConv: activation(conv + bias + addend)."""
-    from tvm import relay
-
     out = conv.conv(inputs[:3], attributes)
     if optional(inputs, 3) is not None:
         out = out + inputs[3]
+    return _activated(out, attributes, attributes.get("activation_params", []))
+
+
+def _activated(value: Any, attributes: dict[str, Any], parameters: Sequence[float]) -> Any:
+    from tvm import relay
+
     name = text(attributes, "activation", "")
-    a, b = [*attributes.get("activation_params", []), 0.0, 0.0][:2]
+    a, b = [*parameters, 0.0, 0.0][:2]
     rules = {
         "": lambda x: x,
         "Clip": lambda x: relay.clip(x, a, b),
@@ -75,7 +88,7 @@ def fused_conv(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     }
     if name not in rules:
         raise ModelError(f"the activation {name!r} is not supported")
-    return rules[name](out)
+    return rules[name](value)
 
 
 def _normalized(value: Any, scale: Any, bias: Any, epsilon: float, *, centre: bool = True) -> Any:

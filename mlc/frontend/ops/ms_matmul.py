@@ -24,6 +24,8 @@ def matmul_nbits(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     a: [..., K]; weights: uint8[N, K / block, block * bits / 8], low bits first; scales: [N, K / block];
     zero points: packed like the weights along the blocks, or floats; the middle where left out.
     """
+    from tvm import relay
+
     data, packed, scales = inputs[:3]
     bits, block = attributes.get("bits", 4), attributes["block_size"]
     rows, depth = attributes["N"], attributes["K"]
@@ -31,6 +33,8 @@ def matmul_nbits(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
         raise ModelError(f"weights of {bits} bits are not supported")
     if optional(inputs, 4) is not None or attributes.get("weight_prepacked", 0):
         raise ModelError("weights in another order (g_idx, weight_prepacked) are not supported")
+    if any(isinstance(v, relay.Expr) and not isinstance(v, relay.Constant) for v in inputs[1:4]):
+        raise ModelError("weights of few bits must be constants")
     blocks = -(-depth // block)
     values = _unpacked(constant(packed).reshape(rows, blocks, -1), bits)[:, :, :block]
     zeros = _zero_points(optional(inputs, 3), (rows, blocks), bits)
