@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-compiler test-rest check format lint types unit compiler e2e slow conformance architectures arm arm64-root bench bench-compile bench-tune records clean
+.PHONY: help setup demo test test-compiler test-rest check format lint types unit compiler e2e slow conformance architectures fuzz arm arm64-root bench bench-compile bench-tune records clean
 
 help: ## print these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ records: $(STAMP) ## tune the benchmark models for AVX2, and ship the best recor
 
 conformance: $(STAMP) ## onnx's backend suite, every test, against the list of known failures
 	$(BIN)/python -m tests.conformance.run
+
+fuzz: $(STAMP) ## changed models through check and import, with limits; options: make fuzz ARGS="--seconds 600 --seed 1 --keep found"
+	$(BIN)/python -m tests.hostile.fuzz $(ARGS)
 
 bench: $(STAMP) ## the public suite against ONNX Runtime, OpenVINO and torch; options: make bench ARGS="--trials 500"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

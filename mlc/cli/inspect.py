@@ -151,7 +151,9 @@ def _show_artifact(found: dict[str, Any]) -> None:
         "buffers": size(found["buffer_bytes"]) if found["buffer_bytes"] else "",
         f"at -O{found['opt_level']}": _work(found),
         "passes": ", ".join(found["passes"]),
-        "tuned": f"{tuning.get('share_of_flops', {}).get('tuned', 0):.0%} of the work",
+        "tuned": ""
+        if found["dynamic"]
+        else f"{tuning.get('share_of_flops', {}).get('tuned', 0):.0%} of the work",
         "verified": f"{'passed' if check.get('passed') else 'FAILED'} against "
         f"{check.get('reference')}"
         if check
@@ -206,17 +208,23 @@ def _work(found: dict[str, Any]) -> str:
     if found.get("incomplete"):
         return f"not known: {found['incomplete']}"
     calls = sum(kernel["calls"] for kernel in found["kernels"])
-    return f"{flops(found['flops'])} per run, {calls} calls of {len(found['kernels'])} kernels"
+    work = (
+        "FLOPs depend on the sizes" if found.get("dynamic") else f"{flops(found['flops'])} per run"
+    )
+    return f"{work}, {calls} calls of {len(found['kernels'])} kernels"
 
 
 def _show_kernels(found: dict[str, Any]) -> None:
-    rows = []
+    rows, is_open = [], bool(found.get("dynamic"))
     for kernel in found["kernels"][:_SHOWN_KERNELS]:
         work = kernel["calls"] * kernel["flops"]
         share = f"{work / found['flops']:.1%}" if work else ""
         operators = " ".join(name.removeprefix("nn.") for name in kernel["operators"])
-        rows.append([f"{kernel['calls']}x", flops(work), share, kernel["symbol"], operators])
-    if rows:
+        shown = [] if is_open else [flops(work), share]
+        rows.append([f"{kernel['calls']}x", *shown, kernel["symbol"], operators])
+    if rows and is_open:
+        show_table("kernels", "-calls kernel operators", rows)
+    elif rows:
         show_table("kernels, the heaviest first", "-calls -work -share kernel operators", rows)
     left = len(found["kernels"]) - len(rows)
     if left:

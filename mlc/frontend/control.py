@@ -164,6 +164,9 @@ class _Flattener:
         names = [n for n in node.input if n]
         if node.op_type == "DequantizeLinear":  # `qdq` wants to see it
             return
+        if node.op_type == "Identity":  # loops hand counters and conditions on
+            self.known[node.output[0]] = self.known[names[0]]
+            return
         if node.domain not in ("", "ai.onnx") or any(self.known[n].size > _SMALL for n in names):
             return
         try:
@@ -207,6 +210,8 @@ def _loop(flat: _Flattener, node: Any) -> None:
     body = _attribute(node, "body").g
     steps, condition, *carried = [*node.input, "", ""][: max(2, len(node.input))]
     limit = _step_limit(flat, steps)
+    if _least(flat, node) > MAX_MODEL_NODES:
+        raise ModelError(f"written out it has more than {MAX_MODEL_NODES} nodes")
     alive = condition or flat.constant(True, bool)
     collected: list[list[str]] = [[] for _ in node.output[len(carried) :]]
     step = 0
@@ -233,6 +238,28 @@ def _loop(flat: _Flattener, node: Any) -> None:
     infos = body.output[1 + len(carried) :]
     for parts, target, info in zip(collected, node.output[len(carried) :], infos, strict=True):
         _stack(flat, parts, target, 0, info)
+
+
+def _least(flat: _Flattener, node: Any) -> int:
+    """Return how many nodes a node is written out to, as far as that can be told before."""
+    if _rule(node) is not _loop:
+        return 1
+    body, (count, condition) = _attribute(node, "body").g, [*node.input, "", ""][:2]
+    steps = flat.known.get(count)
+    if steps is None or steps.size != 1 or not _goes_on(body):
+        return 1
+    if condition and not flat.truth(condition):
+        return 1
+    return int(steps.reshape(-1)[0]) * sum(_least(flat, inner) for inner in body.node)
+
+
+def _goes_on(body: Any) -> bool:
+    """Return whether a loop's body hands its condition on as it was."""
+    value = body.output[0].name
+    same = {n.output[0]: n.input[0] for n in body.node if n.op_type in ("Identity", "Cast")}
+    while value in same:
+        value = same.pop(value)
+    return bool(value == body.input[1].name)
 
 
 def _step_limit(flat: _Flattener, name: str) -> int | None:
@@ -349,7 +376,11 @@ def _types(proto: Any) -> dict[str, Any]:
     """Return the numpy types of the values that onnx's inference knows."""
     infos = [*proto.graph.value_info, *proto.graph.output]
     kinds = {info.name: info.type.tensor_type.elem_type for info in infos}
-    return {name: helper.tensor_dtype_to_np_dtype(kind) for name, kind in kinds.items() if kind}
+    return {
+        name: helper.tensor_dtype_to_np_dtype(kind)
+        for name, kind in kinds.items()
+        if kind in onnx.TensorProto.DataType.values() and kind
+    }
 
 
 def _shapes(proto: Any, weights: dict[str, Array]) -> dict[str, tuple[int, ...]]:

@@ -19,7 +19,7 @@ from mlc.errors import MlcError, ModelError
 from mlc.frontend.operators import converter
 from mlc.frontend.ops.bfloat16 import narrow, widen
 from mlc.frontend.ops.operands import BFLOAT16, DTYPES
-from mlc.frontend.support import require_supported
+from mlc.frontend.support import require_supported, where_to_cut
 from mlc.model import Model, Signature, Source, TensorSpec
 from mlc.passes.fold import fold_local
 
@@ -108,9 +108,9 @@ class Converter:
             try:
                 self._add_node(node)
             except MlcError as error:
-                raise _located(self._label(node, position), error.message) from error
+                raise self._located(node, position, error.message) from error
             except Exception as error:
-                raise _located(self._label(node, position), tvm_env.reason(error)) from error
+                raise self._located(node, position, tvm_env.reason(error)) from error
 
     def _sizes(self, shape: Sequence[int | str]) -> Any:
         """Return an input's shape for Relay."""
@@ -209,7 +209,7 @@ class Converter:
             except (TypeError, ModelError):
                 raise ModelError(
                     f"the shape of output {info.name!r} depends on the input's values",
-                    "models with such outputs are not supported",
+                    where_to_cut(self.file, [spec.name for spec in self.inputs]),
                 ) from None
             halved = info.type.tensor_type.elem_type == BFLOAT16
             dtype = "bfloat16" if halved else str(tensor.dtype)
@@ -218,6 +218,12 @@ class Converter:
 
     def _output_shape(self, tensor: Any) -> tuple[Any, ...]:
         return tuple(int(size) for size in tensor.shape)
+
+    def _located(self, node: Any, position: int, why: str) -> ModelError:
+        hint = "check the shapes given with --shape; `mlc inspect` shows inputs and operators"
+        if "depends on the input's values" in why:
+            hint = where_to_cut(self.file, [spec.name for spec in self.inputs])
+        return ModelError(f"{self._label(node, position)} cannot be converted: {why}", hint)
 
     def _label(self, node: Any, position: int) -> str:
         domain = node.domain or "ai.onnx"
@@ -235,13 +241,6 @@ def _fold_with_numpy() -> None:
 def _fold(expr: Any, mod: Any = None) -> Any:
     del mod
     return fold_local(expr)
-
-
-def _located(where: str, why: str) -> ModelError:
-    return ModelError(
-        f"{where} cannot be converted: {why}",
-        "check the shapes given with --shape; `mlc inspect` shows inputs and operators",
-    )
 
 
 def _module(expr: Any) -> Any:

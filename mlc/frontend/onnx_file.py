@@ -25,10 +25,11 @@ import numpy as np
 import onnx
 
 from mlc.errors import ModelError
+from mlc.frontend import order
 from mlc.options import MAX_MODEL_NODES, MAX_TENSOR_BYTES, MAX_TENSOR_RANK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 KEEP_BYTES = 4096  # smaller initializers stay in the proto: shapes, axes, scalars, biases
 _CHUNK = 16 << 20
@@ -69,6 +70,7 @@ def read(path: Path) -> OnnxFile:
     for name, content in sorted(files.digests.items()):
         digest.update(os.fsencode(name) + b"\0" + content)
     size += files.size
+    order.sort(proto.graph)
     _check(path, proto)
     return OnnxFile(
         path=path,
@@ -181,12 +183,19 @@ def _arrays(proto: Any, files: _DataFiles) -> dict[str, np.ndarray[Any, Any]]:
         external = tensor.data_location == onnx.TensorProto.EXTERNAL
         if _nbytes(tensor) > KEEP_BYTES and tensor.name and tensor.name not in weights:
             weights[tensor.name] = files.array(tensor) if external else _inline_array(tensor)
-        elif external:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(files.array(tensor), tensor.name))
+        else:
+            _take_in(tensor, files)
     for tensor in _nested_tensors(proto):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(files.array(tensor), tensor.name))
+        _take_in(tensor, files)
     return weights
+
+
+def _take_in(tensor: Any, files: _DataFiles) -> None:
+    """Make a tensor whole where its data is external; else look whether it is."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(files.array(tensor), tensor.name))
+    elif tensor.data_type and _nbytes(tensor):
+        _inline_array(tensor)
 
 
 def _shrink(proto: Any) -> Any:
@@ -237,23 +246,35 @@ def _sparse_parts(tensors: Iterable[Any]) -> Iterator[Any]:
         yield from (tensor.values, tensor.indices)
 
 
-def _dtype(tensor: Any) -> np.dtype[Any]:
+def check_size(name: str, dims: Sequence[int], kind: int) -> int:
+    """Return the bytes of a tensor of the ONNX element type `kind` (0: not known, a byte each).
+
+    Raises:
+        ModelError: its type is unknown, or it has more axes or bytes than the limits allow.
+    """
+    if len(dims) > MAX_TENSOR_RANK or any(size < 0 for size in dims):
+        raise ModelError(f"tensor {name!r} has impossible dimensions {_short(dims)}")
+    count = math.prod(dims) * (_dtype(name, kind).itemsize if kind else 1)
+    if count > MAX_TENSOR_BYTES:
+        raise ModelError(f"tensor {name!r} claims {count / 2**30:.0f} GiB: {_short(dims)}")
+    return count
+
+
+def _short(dims: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, dims[:8]))}{', ...' * (len(dims) > 8)}]"
+
+
+def _dtype(name: str, kind: int) -> np.dtype[Any]:
     try:
-        dtype: np.dtype[Any] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        dtype: np.dtype[Any] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind))
     except (KeyError, ValueError):
-        raise ModelError(
-            f"tensor {tensor.name!r} has an unknown element type ({tensor.data_type})"
-        ) from None
+        raise ModelError(f"tensor {name!r} has an unknown element type ({kind})") from None
     return dtype
 
 
 def _nbytes(tensor: Any) -> int:
-    if len(tensor.dims) > MAX_TENSOR_RANK or any(d < 0 for d in tensor.dims):
-        raise ModelError(f"tensor {tensor.name!r} has impossible dimensions {list(tensor.dims)}")
-    count = int(math.prod(tensor.dims)) * _dtype(tensor).itemsize
-    if count > MAX_TENSOR_BYTES:
-        raise ModelError(f"tensor {tensor.name!r} claims {count / 2**30:.0f} GiB")
-    return count
+    _dtype(tensor.name, tensor.data_type)  # never left open
+    return check_size(tensor.name, tensor.dims, tensor.data_type)
 
 
 def _inline_array(tensor: Any) -> np.ndarray[Any, Any]:
@@ -277,7 +298,7 @@ class _DataFiles:
         """Return the tensor's data, mapped read-only where its type has whole bytes."""
         entries = {e.key: e.value for e in tensor.external_data}
         data = self._map(os.fsdecode(entries.get("location", "")), tensor.name)
-        dtype = _dtype(tensor)
+        dtype = _dtype(tensor.name, tensor.data_type)
         with contextlib.suppress(ValueError):
             offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
             need = math.prod(tensor.dims) * dtype.itemsize

@@ -18,6 +18,8 @@ from mlc.frontend.ops import (
     index,
     linear,
     microsoft,
+    ms_matmul,
+    ms_quant,
     ngram,
     nn,
     pool,
@@ -36,20 +38,16 @@ if TYPE_CHECKING:
 
     from mlc.frontend.ops.operands import Converter
 
-# TVM looks operators up by name alone. These names mean Microsoft's operator there, not ONNX's.
-MICROSOFT_STOCK = frozenset(
-    {"QAttention", "QGemm", "QLinearAdd", "QLinearAveragePool", "QLinearConcat",
-     "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid",
-     "QLinearSoftmax", "MatMulInteger16"}
-)  # fmt: skip
-# Training, random and legacy entries of TVM's table: no inference graph needs them and none has
-# been checked against its specification.
+# TVM looks operators up by name alone: some names mean Microsoft's operator there, not ONNX's. Those
+# of training, random and legacy operators no inference graph needs, nor were they checked.
 _EXCLUDED = frozenset(
     {"Adagrad", "Adam", "Affine", "ATen", "Attention", "Bernoulli", "BiasGelu",
      "EmbedLayerNormalization", "FC", "FastGelu", "ImageScaler", "Momentum",
      "Multinomial", "ParametricSoftplus", "RandomNormal", "RandomNormalLike", "RandomUniform",
      "RandomUniformLike", "Scale", "ScaledTanh", "SkipLayerNormalization",
-     "SpatialBN",
+     "SpatialBN", "MatMulInteger16", "QAttention", "QGemm", "QLinearAdd", "QLinearAveragePool",
+     "QLinearConcat", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearMul",
+     "QLinearSigmoid", "QLinearSoftmax",
      # ONNX's function body is right where TVM's converter overflows.
      "Mish"}
 )  # fmt: skip
@@ -66,11 +64,8 @@ def converter(domain: str, name: str, opset: int) -> Converter | None:
     own = OWN.get(domain, {}).get(name)
     if own is not None:
         return own
-    excluded = MICROSOFT_STOCK | _EXCLUDED
-    if (domain == "" and name not in excluded) or (
-        domain == "com.microsoft" and name in MICROSOFT_STOCK
-    ):
-        return _stock(name, opset) if name in STOCK else None
+    if domain == "" and name in STOCK and name not in _EXCLUDED:
+        return _stock(name, opset)
     return None
 
 
@@ -111,6 +106,7 @@ _ONNX: dict[str, Converter] = {
     "BitShift": arith.bit_shift,
     "Cast": tensor.cast,
     "CastLike": tensor.cast_like,
+    "Clip": arith.clip,
     "Col2Im": conv.col2im,
     "Concat": tensor.concat,
     "Conv": conv.conv,
@@ -184,15 +180,36 @@ _ML: dict[str, Converter] = {
 _MICROSOFT: dict[str, Converter] = {
     "Attention": microsoft.attention,
     "BiasGelu": microsoft.bias_gelu,
+    "DequantizeLinear": quant.dequantize,
+    "DynamicQuantizeMatMul": ms_matmul.dynamic_quantize_matmul,
     "EmbedLayerNormalization": microsoft.embed_layer_norm,
     "FastGelu": microsoft.ms_fast_gelu,
     "FusedConv": microsoft.fused_conv,
+    "FusedGemm": microsoft.fused_gemm,
     "FusedMatMul": microsoft.fused_matmul,
     "Gelu": nn.gelu,
+    "MatMulInteger16": quant.matmul_integer,
+    "MatMulIntegerToFloat": ms_matmul.matmul_integer_to_float,
+    "MatMulNBits": ms_matmul.matmul_nbits,
     "MultiHeadAttention": microsoft.multi_head_attention,
+    "QAttention": microsoft.quantised_attention,
+    "QGemm": ms_quant.gemm,
+    "QLinearAdd": ms_quant.binary("add"),
+    "QLinearAveragePool": ms_quant.average,
+    "QLinearConcat": ms_quant.concat,
+    "QLinearConv": ms_quant.conv,
+    "QLinearGlobalAveragePool": ms_quant.global_average,
+    "QLinearLeakyRelu": ms_quant.leaky_relu,
+    "QLinearMul": ms_quant.binary("multiply"),
+    "QLinearSigmoid": ms_quant.sigmoid,
+    "QLinearSoftmax": ms_quant.softmax,
+    "QLinearWhere": ms_quant.where,
+    "QuantizeLinear": quant.quantize,
     "QuickGelu": microsoft.quick_gelu,
+    "RotaryEmbedding": microsoft.rotary_embedding,
     "SkipLayerNormalization": microsoft.skip_layer_norm,
     "SkipSimplifiedLayerNormalization": microsoft.skip_rms_norm,
+    "TransposeMatMul": microsoft.fused_matmul,
 }
 _CONTROL: dict[str, Converter] = {"Select": tensor.select}
 OWN: dict[str, dict[str, Converter]] = {

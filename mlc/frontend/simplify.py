@@ -9,6 +9,7 @@ optimizer switched off, so an error in it would be seen.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,19 +19,24 @@ import onnx
 
 from mlc import ort_env
 from mlc.events import Notice, OnEvent
-from mlc.frontend.onnx_file import KEEP_BYTES, OnnxFile, take_weights
+from mlc.frontend.onnx_file import KEEP_BYTES, OnnxFile, check_size, take_weights
 
 
 def simplify(file: OnnxFile, on_event: OnEvent) -> OnnxFile:
-    """Return the file with constants folded; unchanged, with a notice, where that fails."""
+    """Return the file with constants folded; unchanged, with a notice, where that fails.
+
+    Raises:
+        ModelError: a tensor would be larger than the limits (see `options`), as far as can be told.
+    """
+    typed = _infer_types(file)  # before: folding would make such a tensor
     try:
         simplified = _optimized(file)
     except Exception as error:  # noqa: BLE001 - ORT raises its own types; folding is optional
         first = str(error).strip().splitlines()[0][:200]
         on_event(Notice(text=f"the graph is not simplified: {first}"))
-        return _infer_types(file)
+        return typed
     if _domains(simplified.proto) - _domains(file.proto):
-        return _infer_types(file)
+        return typed
     return _infer_types(simplified)
 
 
@@ -61,7 +67,9 @@ def _domains(proto: Any) -> set[str]:
 
 def _infer_types(file: OnnxFile) -> OnnxFile:
     """Let onnx fill in the shapes of intermediate values; what it cannot infer stays open."""
-    try:
-        return replace(file, proto=onnx.shape_inference.infer_shapes(file.proto))
-    except Exception:  # noqa: BLE001 - a wrong model is reported by the converter, with the node
-        return file
+    with contextlib.suppress(Exception):  # the converter reports a wrong model, with the node
+        file = replace(file, proto=onnx.shape_inference.infer_shapes(file.proto))
+    for info in [*file.proto.graph.input, *file.proto.graph.value_info, *file.proto.graph.output]:
+        kind = info.type.tensor_type
+        check_size(info.name, [dim.dim_value or 1 for dim in kind.shape.dim], kind.elem_type)
+    return file

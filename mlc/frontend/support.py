@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlc.errors import UnsupportedError
 from mlc.frontend.control import is_control
 from mlc.frontend.expand import has_body, opsets
 from mlc.frontend.onnx_file import nodes_of
 from mlc.frontend.operators import OWN, supported
+from mlc.frontend.sequences import is_sequence
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mlc.frontend.onnx_file import OnnxFile
 
 _ADVICE = {
     "com.microsoft": "written by ONNX Runtime's optimizer: export without it, or save with "
@@ -23,6 +29,9 @@ _ADVICE = {
 }
 _DEFAULT_ADVICE = "export with a lower opset (`mlc export --opset 17`), or replace the layer"
 _CUSTOM_ADVICE = "a custom domain: replace it with standard operators before export"
+
+
+BY_VALUES = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +58,7 @@ class Support:
     """An operator that a model uses `count` times, and what converts it.
 
     `by` is "mlc" (our converter), "TVM" (its importer's), "body" (a function of the model or of
-    ONNX is written out in its place), "unrolled" (control flow) or "" (nothing).
+    ONNX is written out in its place), "unrolled" (control flow, sequences) or "" (nothing).
     """
 
     domain: str
@@ -78,7 +87,7 @@ def support(proto: Any) -> list[Support]:
 
 def _by(domain: str, name: str, versions: dict[str, int]) -> str:
     version = versions.get(domain, 1)
-    if is_control(domain, name):
+    if is_control(domain, name) or is_sequence(domain, name):
         return "unrolled"
     if name in OWN.get(domain, {}) or (domain, name) == ("", "Constant"):
         return "mlc"
@@ -111,6 +120,20 @@ def unsupported(proto: Any) -> list[Unsupported]:
         )
         for (domain, operator), names in sorted(found.items())
     ]
+
+
+def where_to_cut(file: OnnxFile, inputs: Sequence[str]) -> str:
+    """Return the advice for a graph that a shape which depends on values keeps from being static."""
+    graph = file.proto.graph
+    nodes = [n for n in graph.node if n.domain in ("", "ai.onnx") and n.op_type in BY_VALUES]
+    if not nodes:
+        return "a compiled graph is static: export the model with that size fixed"
+    constants = {t.name for t in graph.initializer} | set(file.weights)
+    read = dict.fromkeys(name for n in nodes for name in n.input if name and name not in constants)
+    call = (
+        f"onnx.utils.extract_model({file.path.name!r}, 'body.onnx', {list(inputs)}, {list(read)})"
+    )
+    return f"compile what comes before {nodes[0].op_type}, and run the rest on its outputs: {call}"
 
 
 def require_supported(proto: Any) -> None:

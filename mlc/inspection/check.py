@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlc.errors import ModelError, UsageError
 from mlc.events import Notice, OnEvent, ignore
-from mlc.frontend import control, expand, onnx_file, shapes, simplify
+from mlc.frontend import control, expand, onnx_file, sequences, shapes, simplify
 from mlc.frontend.support import support, unsupported
 from mlc.inspection.estimate import estimate
 from mlc.inspection.facts import facts
@@ -153,7 +153,12 @@ def _imported(file: OnnxFile, problems: list[Problem], on_event: OnEvent) -> Onn
         problems.append(Problem(kind="operator", message=error.message, hint=error.hint))
         return file
     try:
-        return control.flatten(simplified)
+        flat = control.flatten(simplified)
     except ModelError as error:
         problems.append(Problem(kind="control flow", message=error.message, hint=error.hint))
         return simplified
+    try:
+        return sequences.resolve(flat)
+    except ModelError as error:
+        problems.append(Problem(kind="operator", message=error.message, hint=error.hint))
+        return flat

@@ -16,7 +16,8 @@ import onnx
 
 from mlc.frontend import shapes
 from mlc.frontend.open_values import RULES
-from mlc.inspection.static import BY_VALUES, Problem, counted, of_inference, of_types, shaping
+from mlc.frontend.support import BY_VALUES
+from mlc.inspection.static import Problem, counted, of_inference, of_types, shaping
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,13 +14,13 @@ import numpy as np
 import onnx
 
 from mlc.frontend.ops.operands import BFLOAT16, DTYPES
+from mlc.frontend.support import BY_VALUES, where_to_cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mlc.frontend.onnx_file import OnnxFile
 
-BY_VALUES = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
 _FROM_13 = {"Squeeze": (1,), "Unsqueeze": (1,), "Split": (1,)}
 # Operands that decide a shape, by position: the converters need them as constants.
 _SHAPING: dict[str, tuple[int, ...]] = {
@@ -118,8 +118,7 @@ def _of_shapes(file: OnnxFile) -> Iterator[Problem]:
         yield Problem(
             kind="dynamic shape",
             message=f"{counted(operator, nodes)}: {why}",
-            hint="a compiled graph is static: compute this outside the network, or export the "
-            "model with it fixed",
+            hint=where_to_cut(file, [i.name for i in graph.input if i.name not in file.weights]),
         )
 
 

@@ -186,6 +186,23 @@ def test_gelu_has_two_forms(converted: Any, execute: Any) -> None:
         nodes.check(converted, execute)
 
 
+def test_clip_gives_the_upper_end_where_its_ends_are_crossed(converted: Any, execute: Any) -> None:
+    low, high = np.float32(0.5), np.float32(-0.5)
+    nodes = Nodes(13, x=models.floats(3, 5), n=np.arange(-7, 8) << 40, low=low)
+    nodes.add("Clip", ["x", low, high])
+    nodes.add("Clip", ["x", high, low])
+    nodes.add("Clip", ["x", "low", high])
+    nodes.add("Clip", ["x", "", low])
+    nodes.add("Clip", ["x", high])
+    nodes.add("Clip", ["n", np.int64(3), np.int64((1 << 62) + 1)], type=TensorProto.INT64)
+    nodes.add("Clip", ["n", np.int64(3), np.int64(-3)], type=TensorProto.INT64)
+    nodes.check(converted, execute)
+    nodes = Nodes(6, x=models.floats(3, 5))
+    nodes.add("Clip", ["x"], min=-0.25, max=0.5)
+    nodes.add("Clip", ["x"], max=0.5)
+    nodes.check(converted, execute)
+
+
 @pytest.mark.parametrize(
     ("axis", "shape"), [(-1, (2, 3, 5)), (1, (2, 3, 5)), (0, (3, 5)), (-2, (4, 1, 7))]
 )

@@ -14,7 +14,10 @@ from tests.compiler.conftest import assert_same
 from tests.compiler.test_microsoft import expected
 
 node = helper.make_node
-POSITIONS = {name: np.array(at) for name, at in {"first": 0, "last": -1, "far": 7}.items()}
+POSITIONS = {
+    name: np.array(at)
+    for name, at in {"first": 0, "last": -1, "far": 7, "two": 2, "sizes": [2, 1]}.items()
+}
 
 
 def sequence_model(*nodes: Any, outputs: tuple[str, ...] = ("y",)) -> Any:
@@ -37,6 +40,21 @@ BUILDS = {
         node("SequenceConstruct", ["a", "b", "c"], ["s"]), node("SequenceErase", ["s"], ["t"]),
         node("SequenceErase", ["t", "first"], ["u"]), node("SequenceAt", ["u", "last"], ["v"]),
         node("SequenceAt", ["s", "last"], ["w"]), node("Sub", ["v", "w"], ["y"]),
+    ],
+    "split by sizes": [
+        node("SplitToSequence", ["a", "sizes"], ["s"], axis=1), node("SequenceAt", ["s", "last"], ["y"]),
+    ],
+    "split by a size": [
+        node("SplitToSequence", ["a", "two"], ["s"], axis=-1), node("SequenceErase", ["s", "first"], ["t"]),
+        node("SequenceInsert", ["t", "b"], ["u"]), node("ConcatFromSequence", ["u"], ["y"], axis=-1),
+    ],
+    "split in rows": [
+        node("SplitToSequence", ["a"], ["s"], axis=1, keepdims=0), node("SequenceLength", ["s"], ["n"]),
+        node("Cast", ["n"], ["m"], to=TensorProto.FLOAT),
+        node("ConcatFromSequence", ["s"], ["t"], axis=0, new_axis=1), node("Mul", ["t", "m"], ["y"]),
+    ],
+    "split in slices": [
+        node("SplitToSequence", ["a"], ["s"]), node("SequenceAt", ["s", "last"], ["y"]),
     ],
 }  # fmt: skip
 
@@ -73,6 +91,10 @@ def test_a_list_that_a_loop_fills(compiled: Any) -> None:
 REFUSED = {
     "outside": [node("SequenceConstruct", ["a"], ["s"]), node("SequenceAt", ["s", "far"], ["y"])],
     "empty": [node("SequenceEmpty", [], ["s"]), node("ConcatFromSequence", ["s"], ["y"], axis=0)],
+    "split": [
+        node("ReduceSum", ["a"], ["t"], keepdims=0), node("Cast", ["t"], ["i"], to=TensorProto.INT64),
+        node("SplitToSequence", ["a", "i"], ["s"]), node("SequenceAt", ["s", "first"], ["y"]),
+    ],
     "unknown": [
         node("SequenceConstruct", ["a", "b"], ["s"]), node("ReduceSum", ["a"], ["t"], keepdims=0),
         node("Cast", ["t"], ["i"], to=TensorProto.INT64), node("SequenceAt", ["s", "i"], ["y"]),
@@ -82,6 +104,11 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_only_the_run_knows_is_refused(name: str, compiled: Any) -> None:
-    words = {"outside": "position 7", "empty": "without members", "unknown": "depends on"}
+    words = {
+        "outside": "position 7",
+        "empty": "without members",
+        "unknown": "depends on",
+        "split": "how many parts",
+    }
     with pytest.raises(MlcError, match=words[name]):
         compiled(sequence_model(*REFUSED[name]))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnx.utils
 import pytest
 from onnx import TensorProto, helper
 
-from mlc.errors import UnsupportedError
-from mlc.frontend.operators import MICROSOFT_STOCK, OWN, stock_table, supported
+from mlc.errors import ModelError, UnsupportedError
+from mlc.frontend.operators import OWN, stock_table, supported
 from mlc.frontend.stock import STOCK
 from mlc.frontend.support import require_supported, unsupported
 from tests import models
@@ -128,8 +131,9 @@ def test_attention_of_onnx_is_not_taken_for_microsofts() -> None:
 
 
 def test_names_of_microsoft_are_onnxs_only_where_we_convert_them() -> None:
-    names = MICROSOFT_STOCK | set(OWN["com.microsoft"])
-    assert {name for name in names if supported("", name, 20)} == {"Gelu"}
+    names = set(OWN["com.microsoft"])
+    both = {"DequantizeLinear", "Gelu", "QLinearConv", "QuantizeLinear"}
+    assert {name for name in names if supported("", name, 20)} == both
     assert all(supported("com.microsoft", name, 1) for name in names)
     assert not supported("com.microsoft", "Conv", 1)
     assert not supported("my.ops", "Relu", 1)
@@ -145,3 +149,29 @@ def test_names_cannot_reach_the_terminal() -> None:
     with pytest.raises(UnsupportedError) as caught:
         require_supported(proto)
     assert "\x1b" not in caught.value.message
+
+
+def test_what_depends_on_values_is_cut_off_as_the_message_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: Any
+) -> None:
+    """A detector: the message's call makes a model of what comes before, which compiles."""
+    nodes = [
+        node("Relu", ["b"], ["boxes"]), node("Sigmoid", ["s"], ["scores"]),
+        node("NonMaxSuppression", ["boxes", "scores", "count"], ["kept"], "nms"),
+        node("Reshape", ["kept", "flat"], ["y"]),
+    ]  # fmt: skip
+    constants = {"count": np.array([3]), "flat": np.array([-1])}
+    proto = models.model(nodes, {"b": [1, 7, 4], "s": [1, 2, 7]}, ["y"], constants, types={"y": 7})
+    proto.graph.output[0].type.tensor_type.shape.dim.add().dim_param = "n"
+    with pytest.raises(ModelError, match="depends on the input's values") as caught:
+        compiled(proto)
+    monkeypatch.chdir(tmp_path)
+    models.save(proto, tmp_path, "model.onnx")
+    call = str(caught.value.hint).partition("outputs: ")[2]
+    assert call.startswith(
+        "onnx.utils.extract_model('model.onnx', 'body.onnx', ['b', 's'], ['boxes',"
+    )
+    eval(call, {"onnx": onnx})
+    made = compiled(onnx.load("body.onnx"))
+    (outputs,) = made.run(made.feed())
+    assert [array.shape for array in outputs.values()] == [(1, 7, 4), (1, 2, 7)]

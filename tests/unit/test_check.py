@@ -329,3 +329,14 @@ def test_dimensions_that_are_not_open(tmp_path: Path) -> None:
     fields = {"path": str(tmp_path / "model.onnx"), "shapes": ["batch=1,4"], "dynamic": ["*"]}
     with pytest.raises(UsageError, match="--dynamic keeps dimensions open"):
         check_model(fields, ignore)
+
+
+def test_sequences_of_known_length(tmp_path: Path) -> None:
+    node = helper.make_node
+    nodes = [node("SplitToSequence", ["x"], ["s"], axis=1), node("SequenceAt", ["s", "at"], ["y"])]
+    proto = models.model(nodes, {"x": [2, 3]}, ["y"], {"at": np.array(2)})
+    answer = check(proto, tmp_path)
+    assert answer["compiles"]
+    assert {entry["by"] for entry in answer["support"]} == {"unrolled"}
+    proto = models.model(nodes, {"x": [2, 3], "at": []}, ["y"], types={"at": TensorProto.INT64})
+    assert "depends on the input's values" in check(proto, tmp_path)["problems"][0]["message"]

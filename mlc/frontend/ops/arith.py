@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlc.errors import ModelError
-from mlc.frontend.ops.operands import dtype_of, integers, number, shape_of, text
+from mlc.frontend.ops.operands import (
+    constant,
+    dtype_of,
+    integers,
+    number,
+    optional,
+    shape_of,
+    text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,3 +139,25 @@ def binarizer(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
 
     data = inputs[0]
     return relay.cast(data > number(attributes.get("threshold", 0.0), data), dtype_of(data))
+
+
+def clip(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """Clip-1 to -13: min(max(x, low), high), so `high` where the ends are crossed."""
+    from tvm import relay
+
+    data = inputs[0]
+    given = (optional(inputs, 1), optional(inputs, 2))
+    ends = [
+        number(attributes[name], data) if end is None and name in attributes else end
+        for name, end in zip(("min", "max"), given, strict=True)
+    ]
+    known = all(end is None or isinstance(end, relay.Constant) for end in ends)
+    if known and dtype_of(data).startswith("float"):
+        low, high = (
+            default if end is None else float(constant(end).reshape(-1)[0])
+            for end, default in zip(ends, (-np.inf, np.inf), strict=True)
+        )
+        return relay.clip(data, min(low, high), high)
+    for end, bound in zip(ends, (relay.maximum, relay.minimum), strict=True):
+        data = data if end is None else bound(data, end)
+    return data

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlc.errors import ModelError
-from mlc.frontend.ops import conv
+from mlc.frontend.ops import conv, ms_quant
 from mlc.frontend.ops.linear import matmul
 from mlc.frontend.ops.nn import fast_gelu, gelu
 from mlc.frontend.ops.operands import dtype_of, fixed, number, optional, shape_of, text
@@ -55,15 +55,28 @@ def quick_gelu(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     return inputs[0] * relay.sigmoid(inputs[0] * number(attributes.get("alpha", 1.702), inputs[0]))
 
 
+def fused_gemm(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """FusedGemm: activation(alpha a b + beta c), either side transposed first."""
+    out = fused_matmul(inputs, attributes)
+    if optional(inputs, 2) is not None:
+        out = out + inputs[2] * number(attributes.get("beta", 1.0), out)
+    names = ("activation_alpha", "activation_beta")
+    return _activated(out, attributes, [attributes.get(name, 0.0) for name in names])
+
+
 def fused_conv(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     """FusedConv: activation(conv + bias + addend)."""
-    from tvm import relay
-
     out = conv.conv(inputs[:3], attributes)
     if optional(inputs, 3) is not None:
         out = out + inputs[3]
+    return _activated(out, attributes, attributes.get("activation_params", []))
+
+
+def _activated(value: Any, attributes: dict[str, Any], parameters: Sequence[float]) -> Any:
+    from tvm import relay
+
     name = text(attributes, "activation", "")
-    a, b = [*attributes.get("activation_params", []), 0.0, 0.0][:2]
+    a, b = [*parameters, 0.0, 0.0][:2]
     rules = {
         "": lambda x: x,
         "Clip": lambda x: relay.clip(x, a, b),
@@ -75,7 +88,7 @@ def fused_conv(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     }
     if name not in rules:
         raise ModelError(f"the activation {name!r} is not supported")
-    return rules[name](out)
+    return rules[name](value)
 
 
 def _normalized(value: Any, scale: Any, bias: Any, epsilon: float, *, centre: bool = True) -> Any:
@@ -146,16 +159,27 @@ def embed_layer_norm(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
 
 def attention(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     """Attention: input times packed weights gives query, key and value; output and present."""
-    from tvm import relay
-
     data, weights, bias = inputs[:3]
     mask, past, extra = (optional(inputs, k) for k in (3, 4, 5))
     if optional(inputs, 6) is not None:
         raise ModelError("a past that shares its buffer with the present is not supported")
-    heads = attributes["num_heads"]
     packed = matmul([data, weights], attributes)
     packed = packed if bias is None else packed + bias
-    width = shape_of(weights)[1]
+    return _packed_attention(packed, mask, past, extra, attributes)
+
+
+def quantised_attention(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """QAttention: Attention whose first product is one of integers."""
+    packed = ms_quant.attention_projection(inputs, attributes)
+    return _packed_attention(packed, optional(inputs, 5), optional(inputs, 8), None, attributes)
+
+
+def _packed_attention(
+    packed: Any, mask: Any, past: Any, extra: Any, attributes: dict[str, Any]
+) -> Any:
+    from tvm import relay
+
+    heads, width = attributes["num_heads"], shape_of(packed)[2]
     sizes = list(attributes.get("qkv_hidden_sizes", [])) or [width // 3] * 3
     parts = relay.split(packed, [int(n) for n in np.cumsum(sizes)[:-1]], axis=2)
     query, key, value = (_by_head(part, heads) for part in parts)
@@ -238,3 +262,45 @@ def _attend(
     return relay.reshape(
         relay.transpose(out, [0, 2, 1, 3]), [batch, length, heads * shape_of(value)[3]]
     )
+
+
+def rotary_embedding(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """RotaryEmbedding of [batch, length, heads * size] or [batch, heads, length, size].
+
+    Positions are [batch, length], or [1]: the first of each text. What lies behind the first
+    `rotary_embedding_dim` elements of a head is left alone.
+    """
+    from tvm import relay
+
+    data, positions, cosines, sines = inputs[:4]
+    if attributes.get("is_packed_batching", 0):
+        raise ModelError("packed batches are not supported")
+    shape, half = shape_of(data), shape_of(cosines)[1]
+    heads = attributes.get("num_heads", 0)
+    partial = attributes.get("rotary_embedding_dim", 0)
+    if len(shape) == 3:
+        size = shape[2] // heads if partial else 2 * half
+        data = _by_head(data, shape[2] // size)
+    batch, _, length, size = shape_of(data)
+    if shape_of(positions) == [1]:
+        steps = fixed(np.arange(length, dtype=np.int64))
+        positions = relay.broadcast_to(positions + steps, [batch, length])
+    tables = [relay.take(table, positions, axis=0) for table in (cosines, sines)]
+    cosine, sine = (relay.expand_dims(table, 1) for table in tables)
+    turned, *rest = relay.split(data, [2 * half], axis=3) if 2 * half < size else [data]
+    turned = _turned(turned, cosine, sine, interleaved=bool(attributes.get("interleaved", 0)))
+    out = relay.concatenate([turned, *rest], 3) if rest else turned
+    return out if len(shape) == 4 else relay.reshape(relay.transpose(out, [0, 2, 1, 3]), shape)
+
+
+def _turned(value: Any, cosine: Any, sine: Any, *, interleaved: bool) -> Any:
+    """Turn pairs of the last axis: neighbours, or an element and the one half the axis further."""
+    from tvm import relay
+
+    shape = shape_of(value)
+    pairs = [*shape[:-1], shape[-1] // 2, 2] if interleaved else [*shape[:-1], 2, shape[-1] // 2]
+    axis = len(shape) if interleaved else len(shape) - 1
+    split = relay.reshape(value, pairs)
+    x, y = (relay.take(split, relay.const(k), axis=axis) for k in (0, 1))
+    turned = relay.stack([x * cosine - y * sine, x * sine + y * cosine], axis)
+    return relay.reshape(turned, shape)

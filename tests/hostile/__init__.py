@@ -1,0 +1,1 @@
+"""Models that are broken or made to do harm, and what mlc does with them."""
