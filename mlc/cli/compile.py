@@ -193,6 +193,7 @@ def _show(report: Any, heading: str, asked_to_verify: bool) -> None:
         lines.append(
             f"  verified   against {check['reference']}: max abs {worst['max_abs']:.1e}, "
             f"cosine {worst['cosine']:.7f}"
+            + (f"; it differs from itself by {worst['spread']:.1e}" if "spread" in worst else "")
         )
     how = "from the cache" if report.from_cache else "compiled"
     lines.append(f"  time       {report.seconds:.2f} s, {how}")

@@ -12,6 +12,7 @@ from mlc import bundle, emulate
 from mlc.artifact import is_for_gpu
 from mlc.errors import MismatchError, UsageError, one_line
 from mlc.events import Notice, OnEvent, ignore
+from mlc.runtime.codes import Spread
 from mlc.runtime.reference import Reference
 from mlc.sizes import samples
 
@@ -61,6 +62,9 @@ class OutputCheck:
     nan_reference: int
     inf_reference: int
     passed: bool
+    spread: float | None = (
+        None  # largest difference of the reference from itself: see `runtime.codes`
+    )
 
     def __str__(self) -> str:
         verdict = "ok" if self.passed else "MISMATCH"
@@ -68,6 +72,7 @@ class OutputCheck:
             f"{one_line(self.name)} ({self.dtype}): {verdict}, max abs {self.max_abs:.2e}, "
             f"max rel {self.max_rel:.2e}, cosine {self.cosine:.8f}, "
             f"NaN {self.nan}/{self.nan_reference}, Inf {self.inf}/{self.inf_reference}"
+            + (f", reference from itself {self.spread:.2e}" if self.spread is not None else "")
         )
 
 
@@ -92,6 +97,8 @@ class Verification:
         if not self.sizes:
             del facts["sizes"]
         for check in facts["outputs"]:
+            if check["spread"] is None:
+                del check["spread"]
             for key in ("max_abs", "max_rel"):
                 check[key] = check[key] if np.isfinite(check[key]) else str(check[key])
         return {"passed": self.passed, **facts}
@@ -168,6 +175,7 @@ def verify(
 ) -> Verification:
     """Compare an artifact with the model that it was compiled from, in every bucket it has.
 
+    A quantised network may differ by what the reference differs from itself (`runtime.codes`).
     With `same_model` the caller knows that it is that model; else its hash tells, and another one is
     warned of. With several buckets the outputs' names say which; inputs that are given go to the
     bucket of their shapes. `then` gets each session (each bucket's) while it is open, its inputs
@@ -190,15 +198,17 @@ def verify(
         given = sources.read(options.inputs, session.inputs) if options.inputs else None
         sizes = _sizes(session, options)
         sessions = _parts(session, options, sizes) if given is None else [("", session)]
+        spread = Spread(Path(options.model), reference)
         found: dict[str, list[OutputCheck]] = {}
         for label, one in sessions:
             precision = one.manifest.get("precision", {})
             for feed in _feeds(one, options) if given is None else [given]:
-                checks = compare_outputs(one.outputs, one.run(feed), reference.run(feed), precision)
-                for check in checks:
+                ours = one.run(feed)
+                checks = compare_outputs(one.outputs, ours, reference.run(feed), precision)
+                for check in spread.judged(checks, ours, feed):
                     found.setdefault(check.name + label, []).append(check)
         name = reference.name
-        del reference  # with its threads, which wait for work by spinning
+        del reference, spread  # with its threads, which wait for work by spinning
         if then is not None:
             for _, one in sessions:
                 then(one)
