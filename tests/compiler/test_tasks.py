@@ -514,3 +514,18 @@ def test_the_state_changes_with_the_logs(chosen: Target, tmp_path: Path) -> None
         os.utime(file, (0, 0))  # as a fresh checkout has other times
     assert applied.state(str(tmp_path)) == states[2]
     assert str(tmp_path) not in states[1][0][0]  # the folder may move
+
+
+def test_records_that_come_with_mlc_are_of_the_templates_as_they_are(tvm: Any) -> None:
+    """Records of another source are not applied: an edit of a template would silently void them.
+
+    Then: `make records`; or, where the edit leaves the kernels as they were, the new digest in the lines.
+    """
+    lines = [
+        json.loads(line)
+        for path in Path(str(applied.shipped())).glob("*/*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    kept = {(line["input"][1], line["mlc"]["template_hash"]) for line in lines}
+    assert kept == {(template, template_hash(template)) for template, _ in kept}
+    assert kept
