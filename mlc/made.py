@@ -8,6 +8,7 @@ Recipes come out of a manifest: they are untrusted.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 from typing import TYPE_CHECKING, Any
@@ -90,4 +91,5 @@ def release(stored: Array, member: memoryview) -> None:
     first = start + -start % mmap.PAGESIZE
     size = (start + stored.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
     if size > 0:
-        mapped.madvise(mmap.MADV_DONTNEED, first, size)
+        with contextlib.suppress(OSError):  # pages that the process has locked
+            mapped.madvise(mmap.MADV_DONTNEED, first, size)

@@ -9,6 +9,7 @@ Source: Sequence*, SplitToSequence and ConcatFromSequence in onnx/docs/Operators
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -98,19 +99,23 @@ def _split(to: _Resolver, node: Any) -> None:
     dims = to.dims.get(node.input[0], ())
     extent = dims[axis].dim_value if -len(dims) <= axis < len(dims) else 0
     given = None if slices else to.tensors.get(node.input[1])
-    sizes = [1] * extent
-    if given is not None and given.dims:
-        sizes = [int(size) for size in numpy_helper.to_array(given)]
-    elif given is not None:
+    listed, size = given is not None and bool(given.dims), 1 if slices else 0
+    if given is not None and not listed:
         size = int(numpy_helper.to_array(given))
         if size < 1:
             raise ModelError(f"a tensor cannot be split into parts of {size}")
-        sizes = [min(size, extent - start) for start in range(0, extent, size)]
-    if not sizes or not (slices or given is not None) or len(sizes) > MAX_MODEL_NODES:
+    count = -(-extent // size) if size else 0
+    if given is not None and listed:
+        count = math.prod(given.dims)
+    if not 0 < count <= MAX_MODEL_NODES:
         raise ModelError(
             "how many parts a tensor is split into is not known at compile time",
             "fix its size with --shape, or export the split with constant sizes",
         )
+    if given is not None and listed:
+        sizes = [int(one) for one in numpy_helper.to_array(given)]
+    else:
+        sizes = [min(size, extent - start) for start in range(0, extent, size)]
     parts = [f"{node.output[0]}/mlc.part{k}" for k in range(len(sizes))]
     operand = to.constant(f"{node.output[0]}/mlc.sizes", sizes)
     to.nodes.append(helper.make_node("Split", [node.input[0], operand], parts, axis=axis))

@@ -107,14 +107,17 @@ class _Activation:
         self.reads: Counter[int] = Counter()  # by handle
         self._known: dict[int, list[str]] = {}
 
-    def text(self, expr: Any) -> list[str]:
-        """Return an expression's operators before their operands; [] for what is no activation."""
+    def text(self, expr: Any, depth: int = _MOST_TOKENS) -> list[str]:
+        """Return an expression's operators before their operands; [] for what is no activation.
+
+        One of more than `depth` operators in a row is none.
+        """
         handle = expr.handle.value
         if handle not in self._known:
-            self._known[handle] = self._text(expr)
+            self._known[handle] = self._text(expr, depth) if depth else []
         return self._known[handle]
 
-    def _text(self, expr: Any) -> list[str]:
+    def _text(self, expr: Any, depth: int) -> list[str]:
         from tvm import relay
 
         from mlc.schedules.expand_depthwise import FUNCTIONS
@@ -131,7 +134,7 @@ class _Activation:
         for arg in expr.args:
             if not isinstance(arg, relay.Constant):
                 self.reads[arg.handle.value] += 1
-            parts.append(self.text(arg))
+            parts.append(self.text(arg, depth - 1))
         if not all(parts) or sum(map(len, parts)) > _MOST_TOKENS:
             return []
         limits = [repr(float(expr.attrs[k])) for k in ("a_min", "a_max")] if name == "clip" else []
@@ -150,14 +153,14 @@ class _Activation:
 
 def _fits(call: Any, filters: Sequence[int]) -> bool:
     """Return whether a depthwise convolution is one that the operator does."""
-    attrs, kind = call.attrs, call.checked_type
+    from mlc.schedules import depthwise
+
+    operands = [arg.checked_type for arg in call.args]
     return (
         len(filters) == 6
-        and str(kind.dtype) == str(call.args[0].checked_type.dtype) == "float32"
-        and len(kind.shape) == 5
-        and filters[1] == filters[4] == 1
-        and int(attrs.groups) == filters[0] * filters[5]
-        and [int(step) for step in attrs.dilation] == [1, 1]
+        and len(call.checked_type.shape) == 5
+        and depthwise.takes(call.attrs, operands, call.checked_type)
+        and [int(step) for step in call.attrs.dilation] == [1, 1]
         and _shape(call.args[0])[1::3] == [filters[0], filters[5]]
     )
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 NAMES = ("nn.conv2d", "nn.dense", "nn.batch_matmul")
 _LARGEST = 1 << 24
 _BYTES = ("int8", "uint8")
+_DEPTH = 8  # operators that are looked at for what bounds a value: at most 2^8 of them
 _MOVES = frozenset({"reshape", "transpose", "expand_dims", "squeeze", "broadcast_to"})
 
 
@@ -36,6 +37,8 @@ def take_whole(module: Any) -> Any:
     def on_call(call: Any, args: Sequence[Any]) -> Any:
         from tvm import relay
 
+        from mlc.schedules import operator, rounding
+
         name = getattr(call.op, "name", "")
         if name == "cast" and str(call.checked_type.dtype) == "float32":
             return floats.get(args[0].handle.value, (None, None))[1]
@@ -45,6 +48,8 @@ def take_whole(module: Any) -> Any:
         attrs = {key: call.attrs[key] for key in call.attrs.keys()}  # noqa: SIM118
         attrs["out_dtype"] = "float32"
         product = getattr(relay.nn, name.removeprefix("nn."))(*operands, **attrs)
+        # Already whole, unless a tuning record asks for a template that rounds (Winograd's on Arm).
+        product = operator.call(rounding.NAME, [product])
         whole = relay.cast(product, "int32")
         floats[whole.handle.value] = (whole, product)
         return whole
@@ -65,6 +70,8 @@ def _fits(call: Any) -> bool:
     from tvm import relay
 
     data, weight = call.args
+    if {str(operand.checked_type.dtype) for operand in call.args} != {"int32"}:
+        return False  # an instruction for narrow operands has it already
     ours, theirs = _magnitude(data), _magnitude(weight)
     if ours is None or theirs is None:
         return False
@@ -88,21 +95,23 @@ def _magnitude(expr: Any) -> int | None:
     return None if bounds is None else max(map(abs, bounds))
 
 
-def _bounds(expr: Any) -> tuple[int, int] | None:
-    """Return the least and the largest value."""
+def _bounds(expr: Any, depth: int = _DEPTH) -> tuple[int, int] | None:
+    """Return the least and the largest value, None if it cannot be told from so many operators."""
     from tvm import relay
 
+    if depth == 0:
+        return None
     if isinstance(expr, relay.Constant):
         array = expr.data.numpy()
         return (int(array.min()), int(array.max())) if array.size else None
     name = getattr(getattr(expr, "op", None), "name", "")
     if name in _MOVES:
-        return _bounds(expr.args[0])
+        return _bounds(expr.args[0], depth - 1)
     if name == "cast" and str(expr.args[0].checked_type.dtype) in _BYTES:
         limits = np.iinfo(str(expr.args[0].checked_type.dtype))
         return int(limits.min), int(limits.max)
     if name == "subtract":
-        left, right = map(_bounds, expr.args)
+        left, right = (_bounds(arg, depth - 1) for arg in expr.args)
         if left is not None and right is not None:
             return left[0] - right[1], left[1] - right[0]
     return None

@@ -27,8 +27,12 @@ class Reference:
         optimize: bool = False,
         threads: int | None = None,
         provider: str = CPU,
+        saturates: bool = True,
     ):
         """Load the model.
+
+        Without `saturates` sums of 8-bit products do not saturate at 16 bits, as they may by default on
+        CPUs without VNNI (a faster way, and a wrong one).
 
         Raises:
             MissingToolError: this ONNX Runtime cannot use a GPU, and was asked to.
@@ -43,6 +47,8 @@ class Reference:
             level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         )
         options.log_severity_level = 4
+        if not saturates:
+            options.add_session_config_entry("session.x64quantprecision", "1")
         if threads:
             options.intra_op_num_threads = threads
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,28 @@ def a_stride(proto: Any) -> Any:
     return proto
 
 
-@pytest.mark.parametrize("change", [two_readers, an_output, another_operand, a_stride])
+def a_long_activation(proto: Any) -> Any:
+    """More operators than an activation has, and than Python has frames."""
+    names = ["r", *(f"r{k}" for k in range(600))]
+    steps = [node("Relu" if k % 2 else "Neg", [a], [b]) for k, (a, b) in enumerate(pairwise(names))]
+    proto.graph.node[-1].input[0] = names[-1]
+    for step in reversed(steps):
+        proto.graph.node.insert(2, step)
+    return proto
+
+
+def many_taps(proto: Any) -> Any:
+    """8x8: too many to write out."""
+    filters = helper.make_tensor("d", 1, (32, 1, 8, 8), models.floats(32, 1, 8, 8, seed=3).ravel())
+    (old,) = (tensor for tensor in proto.graph.initializer if tensor.name == "d")
+    old.CopyFrom(filters)
+    return proto
+
+
+@pytest.mark.parametrize(
+    "change",
+    [two_readers, an_output, another_operand, a_stride, a_long_activation, many_taps],
+)
 def test_what_is_left_alone(check: Compile, operator_calls: Any, change: Any) -> None:
     proto = change(net("no-padding"))
     assert operator_calls(proto) == 0

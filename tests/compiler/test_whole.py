@@ -85,7 +85,31 @@ def test_floats_are_read_without_a_way_over_integers(tvm: Any) -> None:
     assert [str(call.checked_type.dtype) for call in casts].count("int32") == 1  # of the data
 
 
+def narrow() -> Any:
+    """What `take_narrow` makes where the instruction wants 16 bits: its own kernel is faster."""
+    from tvm import relay
+
+    x = relay.var("x", shape=(1, 4, 5, 5), dtype="uint8")
+    weight = relay.const(extremes(4, 4, 1, 1, kind="int8").astype("int16"))
+    data = relay.cast(x, "int16")
+    body = relay.nn.conv2d(data, weight, channels=4, kernel_size=(1, 1), out_dtype="int32")
+    return typed(relay.Function([x], body))
+
+
+def differences(levels: int) -> Any:
+    """Each the difference of the one before from itself: 2^levels ways to the input."""
+    from tvm import relay
+
+    x, data = wide("x", (3, 17), "uint8")
+    for _ in range(levels):
+        data = relay.subtract(data, data)
+    weight = relay.const(extremes(7, 17, kind="int8").astype("int32"))
+    return typed(relay.Function([x], relay.nn.dense(data, weight, out_dtype="int32")))
+
+
 LEFT = {
+    "operands that an instruction takes": narrow,
+    "bounds that are far to seek": lambda: differences(40),
     "groups": lambda: conv(5),
     "a term too many": lambda: attention(511),
     "a zero point that makes values larger": lambda: attention(510, 256),

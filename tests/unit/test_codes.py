@@ -67,6 +67,10 @@ def test_it_may_differ_as_the_reference_does_from_itself(tmp_path: Path) -> None
         (codes(3, by=4 * STEP, seed=1), codes(180, seed=2)),  # a few by far more
         (codes(1, by=np.nan, seed=1), codes(180, seed=2)),
         (-codes(), codes(180, seed=2)),
+        (
+            codes(600, by=20.0, seed=1),
+            codes(600, by=20.0, seed=2),
+        ),  # a reference that knows nothing
     ],
 )
 def test_more_is_a_mismatch(tmp_path: Path, ours: np.ndarray, other: np.ndarray) -> None:
