@@ -20,7 +20,6 @@ import tvm
 from tvm import autotvm, te, tir
 from tvm.autotvm.task.space import OtherOptionEntity
 from tvm.relay.op import op as relay_op
-from tvm.relay.op.strategy import generic
 from tvm.target.x86 import get_simd_32bit_lanes
 from tvm.topi.utils import get_const_tuple
 
@@ -241,7 +240,7 @@ def install() -> None:
             (name.replace(".", "_"), _type),
             relay_op.OpPattern.OPAQUE,
         )
-        relay_op.register_strategy(name, _strategy)
+        operator.register_strategy(name, _compute, schedule_attention, TEMPLATE)
 
 
 def _type(types: Any, attrs: Any) -> Any:
@@ -249,15 +248,6 @@ def _type(types: Any, attrs: Any) -> Any:
     return tvm.relay.TensorType(
         [batch, n, int(attrs["layout"][0]) * int(attrs["layout"][2])], gemm.DTYPE
     )
-
-
-@tvm.target.override_native_generic_func("mlc_attention_strategy")  # type: ignore[untyped-decorator]
-def _strategy(_attrs: Any, _inputs: Any, _out_type: Any, _target: Any) -> Any:
-    strategy = relay_op.OpStrategy()
-    strategy.add_implementation(
-        _compute, generic.wrap_topi_schedule(schedule_attention), name=TEMPLATE
-    )
-    return strategy
 
 
 def _compute(attrs: Any, inputs: Any, _out_type: Any) -> list[Any]:

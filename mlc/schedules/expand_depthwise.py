@@ -23,8 +23,6 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import autotvm, te, tir
 from tvm.autotvm.task.space import OtherOptionEntity
-from tvm.relay.op import op as relay_op
-from tvm.relay.op.strategy import generic
 from tvm.topi.utils import get_const_tuple
 
 from mlc.schedules import depthwise, elementary, gemm, operator
@@ -228,7 +226,7 @@ def install() -> None:
         NAME, "a 1x1 convolution, a bias, an activation, and a depthwise convolution", _OPERANDS,
         ("MlcExpandDepthwise", _type),
     )  # fmt: skip
-    relay_op.register_strategy(NAME, _strategy)
+    operator.register_strategy(NAME, _compute, schedule_expand_depthwise, TEMPLATE)
 
 
 def _type(types: Any, attrs: Any) -> Any:
@@ -236,15 +234,6 @@ def _type(types: Any, attrs: Any) -> Any:
     layer = layer_of(data, filters, attrs["strides"], attrs["padding"])
     size = [layer.out_height, layer.out_width]
     return tvm.relay.TensorType([layer.batch, layer.blocks, *size, layer.block], data.dtype)
-
-
-@tvm.target.override_native_generic_func("mlc_expand_depthwise_strategy")  # type: ignore[untyped-decorator]
-def _strategy(_attrs: Any, _inputs: Any, _out_type: Any, _target: Any) -> Any:
-    strategy = relay_op.OpStrategy()
-    strategy.add_implementation(
-        _compute, generic.wrap_topi_schedule(schedule_expand_depthwise), name=TEMPLATE
-    )
-    return strategy
 
 
 def _compute(attrs: Any, inputs: Any, _out_type: Any) -> list[Any]:

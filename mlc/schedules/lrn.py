@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import te, tir
 from tvm.relay.op import op as relay_op
-from tvm.relay.op.strategy import generic
 from tvm.relay.transform.infer_layout_utils import InferCorrectLayoutOutput
 from tvm.topi.utils import get_const_tuple
 
@@ -125,7 +124,7 @@ def install() -> None:
         {"data": "[n, c, h, w], float32, or in blocks"},
         ("MlcLrn", lambda types, _attrs: types[0]),
     )
-    relay_op.register_strategy(NAME, _strategy)
+    operator.register_strategy(NAME, _compute, _scheduled, NAME)
     relay_op.register_infer_correct_layout(NAME, _layouts)
 
 
@@ -133,13 +132,6 @@ def _layouts(attrs: Any, new: Any, _old: Any, _types: Any) -> Any:
     """Keep the blocks in which the input comes."""
     layout = new[0] if new and new[0].name.startswith("NCHW") else tvm.tir.layout("NCHW")
     return InferCorrectLayoutOutput([layout], [layout], attrs)
-
-
-@tvm.target.override_native_generic_func("mlc_lrn_strategy")  # type: ignore[untyped-decorator]
-def _strategy(_attrs: Any, _inputs: Any, _out_type: Any, _target: Any) -> Any:
-    strategy = relay_op.OpStrategy()
-    strategy.add_implementation(_compute, generic.wrap_topi_schedule(_scheduled), name=NAME)
-    return strategy
 
 
 def _compute(attrs: Any, inputs: Any, _out_type: Any) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relay, te
 from tvm.relay.op import op as relay_op
+from tvm.relay.op.strategy import generic
 from tvm.relay.transform.infer_layout_utils import InferCorrectLayoutOutput
 
 if TYPE_CHECKING:
@@ -38,6 +39,23 @@ def register(
     op.set_support_level(10)
     op.add_type_rel(*relation)
     relay_op.register_pattern(name, pattern)
+
+
+def register_strategy(
+    name: str, compute: Callable[..., list[Any]], schedule: Callable[..., Any], template: str
+) -> None:
+    """Give an operator its only implementation: `compute(attrs, inputs, out_type)` and a schedule of it.
+
+    `template` is what the implementation is called.
+    """
+
+    @tvm.target.override_native_generic_func(f"{name.replace('.', '_')}_strategy")  # type: ignore[untyped-decorator]
+    def strategy(_attrs: Any, _inputs: Any, _out_type: Any, _target: Any) -> Any:
+        found = relay_op.OpStrategy()
+        found.add_implementation(compute, generic.wrap_topi_schedule(schedule), name=template)
+        return found
+
+    relay_op.register_strategy(name, strategy)
 
 
 def register_elementwise(

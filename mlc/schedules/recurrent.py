@@ -18,10 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import tvm
 from tvm import relay, te, tir
 from tvm.relay.op import op as relay_op
-from tvm.relay.op.strategy import generic
 from tvm.target.x86 import get_simd_32bit_lanes
 from tvm.topi.utils import get_const_tuple
 
@@ -99,22 +97,13 @@ def install() -> None:
         ("MlcRecurrent", _type),
         relay_op.OpPattern.OPAQUE,
     )
-    relay_op.register_strategy(NAME, _strategy)
+    operator.register_strategy(NAME, _compute, _schedule, "recurrent_mlc")
 
 
 def _type(types: Any, _attrs: Any) -> Any:
     steps, state = types[0].shape[0], types[3]
     every = relay.TensorType([steps, *state.shape], state.dtype)
     return relay.TupleType([every, relay.TensorType(state.shape, state.dtype)])
-
-
-@tvm.target.override_native_generic_func("mlc_recurrent_strategy")  # type: ignore[untyped-decorator]
-def _strategy(_attrs: Any, _inputs: Any, _out_type: Any, _target: Any) -> Any:
-    strategy = relay_op.OpStrategy()
-    strategy.add_implementation(
-        _compute, generic.wrap_topi_schedule(_schedule), name="recurrent_mlc", plevel=gemm.PLEVEL
-    )
-    return strategy
 
 
 def _schedule(outs: Any) -> Any:

@@ -11,10 +11,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import tvm
 from tvm import te, tir
-from tvm.relay.op import op as relay_op
-from tvm.relay.op.strategy import generic
 from tvm.target.x86 import get_simd_32bit_lanes
 from tvm.topi.utils import get_const_tuple
 
@@ -197,24 +194,12 @@ def install() -> None:
         {"data": "at least two axes, float32", "scale": "[n]", "shift": "[n]"},
         ("MlcLayerNorm", lambda types, _attrs: types[0]),
     )
-    relay_op.register_strategy(SOFTMAX, _softmax_strategy)
-    relay_op.register_strategy(LAYER_NORM, _layer_norm_strategy)
+    operator.register_strategy(SOFTMAX, _softmax, schedule, SOFTMAX)
+    operator.register_strategy(LAYER_NORM, _layer_norm, schedule, LAYER_NORM)
 
 
-def _strategy(compute: Any, name: str) -> Any:
-    strategy = relay_op.OpStrategy()
-    strategy.add_implementation(compute, generic.wrap_topi_schedule(schedule), name=name)
-    return strategy
-
-
-@tvm.target.override_native_generic_func("mlc_softmax_strategy")  # type: ignore[untyped-decorator]
-def _softmax_strategy(_attrs: Any, _inputs: Any, _out_type: Any, _target: Any) -> Any:
-    return _strategy(lambda _attrs, inputs, _out_type: [softmax(*inputs)], SOFTMAX)
-
-
-@tvm.target.override_native_generic_func("mlc_layer_norm_strategy")  # type: ignore[untyped-decorator]
-def _layer_norm_strategy(_attrs: Any, _inputs: Any, _out_type: Any, _target: Any) -> Any:
-    return _strategy(_layer_norm, LAYER_NORM)
+def _softmax(_attrs: Any, inputs: Any, _out_type: Any) -> list[Any]:
+    return [softmax(*inputs)]
 
 
 def _layer_norm(attrs: Any, inputs: Any, _out_type: Any) -> list[Any]:

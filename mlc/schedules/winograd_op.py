@@ -13,11 +13,10 @@ from typing import Any
 import tvm
 from tvm import relay
 from tvm.relay.op import op as relay_op
-from tvm.relay.op.strategy import generic
 from tvm.relay.transform.infer_layout_utils import InferCorrectLayoutOutput
 
 from mlc import made
-from mlc.schedules import gemm, operator, winograd
+from mlc.schedules import operator, winograd
 
 NAME, WEIGHTS = "mlc.conv2d_winograd", "mlc.winograd_weights"
 _PLAIN = "NCHW"
@@ -86,7 +85,7 @@ def install() -> None:
         },
         ("MlcConv2dWinograd", _type),
     )
-    relay_op.register_strategy(NAME, _strategy)
+    operator.register_strategy(NAME, _compute, winograd.schedule_conv2d, winograd.TEMPLATE)
     relay_op.register_alter_op_layout(NAME, _alter)
     relay_op.register_infer_correct_layout(NAME, _layouts)
 
@@ -125,18 +124,6 @@ def _layouts(attrs: Any, *_layouts_and_types: Any) -> Any:
     plain = tvm.tir.layout("OIHW")  # of the weights: any name will do, they stay as they are
     data, out = (tvm.tir.layout(str(attrs[key])) for key in ("data_layout", "out_layout"))
     return InferCorrectLayoutOutput([data, plain], [out], attrs)
-
-
-@tvm.target.override_native_generic_func("mlc_conv2d_winograd_strategy")  # type: ignore[untyped-decorator]
-def _strategy(_attrs: Any, _inputs: Any, _out_type: Any, _target: Any) -> Any:
-    strategy = relay_op.OpStrategy()
-    strategy.add_implementation(
-        _compute,
-        generic.wrap_topi_schedule(winograd.schedule_conv2d),
-        name=winograd.TEMPLATE,
-        plevel=gemm.PLEVEL,
-    )
-    return strategy
 
 
 def _compute(attrs: Any, inputs: Any, _out_type: Any) -> list[Any]:
