@@ -39,15 +39,19 @@ _CREDIBLE = (
 class Spread:
     """How far ONNX Runtime's two ways of computing a network are apart; loads it when first asked."""
 
-    def __init__(self, model: Path, plain: Reference):
-        self.model, self.plain = model, plain
+    def __init__(self, model: Path):
+        self.model = model
         self._rounds: bool | None = None
         self._other: Reference | None = None
 
     def judged(
-        self, checks: Sequence[OutputCheck], ours: Mapping[str, Array], feed: Mapping[str, Array]
+        self,
+        checks: Sequence[OutputCheck],
+        ours: Mapping[str, Array],
+        plain: Mapping[str, Array],
+        feed: Mapping[str, Array],
     ) -> list[OutputCheck]:
-        """Return the checks of one run; those that failed pass if the reference differs as much from itself.
+        """Return the checks of one run beside the `plain` reference; those that failed pass if the reference differs as much from itself.
 
         They say so in `spread`. Networks that do not round to codes: unchanged.
         """
@@ -56,11 +60,13 @@ class Spread:
         try:
             if self._other is None:
                 self._other = Reference(self.model, optimize=True, saturates=False)
-            one, other = self.plain.run(feed), self._other.run(feed)
+            other = self._other.run(feed)
         except (ModelError, RunError):  # it knows the network in one way only
             return list(checks)
         return [
-            check if check.passed else _judged(check, ours[check.name], one, other)
+            check
+            if check.passed
+            else _judged(check, ours[check.name], plain[check.name], other[check.name])
             for check in checks
         ]
 
@@ -71,10 +77,7 @@ class Spread:
         return self._rounds
 
 
-def _judged(
-    check: OutputCheck, ours: Array, one: Mapping[str, Array], other: Mapping[str, Array]
-) -> OutputCheck:
-    first, second = one[check.name], other[check.name]
+def _judged(check: OutputCheck, ours: Array, first: Array, second: Array) -> OutputCheck:
     alike = first.shape == second.shape == ours.shape and first.dtype == second.dtype == ours.dtype
     if not alike or ours.dtype.name not in _KINDS:
         return check

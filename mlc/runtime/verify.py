@@ -198,14 +198,14 @@ def verify(
         given = sources.read(options.inputs, session.inputs) if options.inputs else None
         sizes = _sizes(session, options)
         sessions = _parts(session, options, sizes) if given is None else [("", session)]
-        spread = Spread(Path(options.model), reference)
+        spread = Spread(Path(options.model))
         found: dict[str, list[OutputCheck]] = {}
         for label, one in sessions:
             precision = one.manifest.get("precision", {})
             for feed in _feeds(one, options) if given is None else [given]:
-                ours = one.run(feed)
-                checks = compare_outputs(one.outputs, ours, reference.run(feed), precision)
-                for check in spread.judged(checks, ours, feed):
+                ours, theirs = one.run(feed), reference.run(feed)
+                checks = compare_outputs(one.outputs, ours, theirs, precision)
+                for check in spread.judged(checks, ours, theirs, feed):
                     found.setdefault(check.name + label, []).append(check)
         name = reference.name
         del reference, spread  # with its threads, which wait for work by spinning

@@ -46,10 +46,9 @@ def judged(
     if not quantised:
         nodes, scale = [helper.make_node("Relu", ["x"], ["y"])], {}
     path = models.save(models.model(nodes, {"x": [1000]}, ["y"], scale), tmp_path)
-    plain: Any = Scripted(codes())
-    spread = Spread(path, plain)
+    spread = Spread(path)
     spread._other = Scripted(other)  # type: ignore[assignment]
-    (check,) = spread.judged([compare("y", ours, codes())], {"y": ours}, {})
+    (check,) = spread.judged([compare("y", ours, codes())], {"y": ours}, {"y": codes()}, {})
     return check.passed, check.spread
 
 
@@ -94,8 +93,8 @@ def test_integers_that_are_no_codes_stay_exact(tmp_path: Path) -> None:
     )  # fmt: skip
     proto.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
     path = models.save(proto, tmp_path)
-    spread = Spread(path, Reference(path))
+    spread = Spread(path)
     feed = {"x": models.floats(4, 4)}
     right = Reference(path).run(feed)["y"]
-    (check,) = spread.judged([compare("y", right + 1, right)], {"y": right + 1}, feed)
+    (check,) = spread.judged([compare("y", right + 1, right)], {"y": right + 1}, {"y": right}, feed)
     assert not check.passed
