@@ -98,24 +98,7 @@ def _split(to: _Resolver, node: Any) -> None:
     axis, slices = attributes.get("axis", 0), len(node.input) < 2 or not node.input[1]
     dims = to.dims.get(node.input[0], ())
     extent = dims[axis].dim_value if -len(dims) <= axis < len(dims) else 0
-    given = None if slices else to.tensors.get(node.input[1])
-    listed, size = given is not None and bool(given.dims), 1 if slices else 0
-    if given is not None and not listed:
-        size = int(numpy_helper.to_array(given))
-        if size < 1:
-            raise ModelError(f"a tensor cannot be split into parts of {size}")
-    count = -(-extent // size) if size else 0
-    if given is not None and listed:
-        count = math.prod(given.dims)
-    if not 0 < count <= MAX_MODEL_NODES:
-        raise ModelError(
-            "how many parts a tensor is split into is not known at compile time",
-            "fix its size with --shape, or export the split with constant sizes",
-        )
-    if given is not None and listed:
-        sizes = [int(one) for one in numpy_helper.to_array(given)]
-    else:
-        sizes = [min(size, extent - start) for start in range(0, extent, size)]
+    sizes = _parts(None if slices else to.tensors.get(node.input[1]), extent, slices=slices)
     parts = [f"{node.output[0]}/mlc.part{k}" for k in range(len(sizes))]
     operand = to.constant(f"{node.output[0]}/mlc.sizes", sizes)
     to.nodes.append(helper.make_node("Split", [node.input[0], operand], parts, axis=axis))
@@ -126,6 +109,24 @@ def _split(to: _Resolver, node: Any) -> None:
             to.nodes.append(helper.make_node("Squeeze", [part, axes], [row]))
         parts = rows
     to.members[node.output[0]] = parts
+
+
+def _parts(given: Any, extent: int, *, slices: bool) -> list[int]:
+    """Return the sizes of the parts of an axis; `given` is the constant that says them, or one for all."""
+    listed, size = given is not None and bool(given.dims), 1 if slices else 0
+    if given is not None and not listed:
+        size = int(numpy_helper.to_array(given))
+        if size < 1:
+            raise ModelError(f"a tensor cannot be split into parts of {size}")
+    count = math.prod(given.dims) if listed else -(-extent // size) if size else 0
+    if not 0 < count <= MAX_MODEL_NODES:
+        raise ModelError(
+            "how many parts a tensor is split into is not known at compile time",
+            "fix its size with --shape, or export the split with constant sizes",
+        )
+    if listed:
+        return [int(one) for one in numpy_helper.to_array(given)]
+    return [min(size, extent - start) for start in range(0, extent, size)]
 
 
 def _length(to: _Resolver, node: Any, members: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +39,27 @@ def test_the_corpus_is_large_and_broken() -> None:
     assert len({make() for make in CORPUS.values()}) > 150
 
 
+def accepted(data: bytes, work: Callable[[Path], None], folder: Path) -> Ending:
+    """Return how some work on a file with these bytes ends; fail unless it ends well."""
+    path = folder / "model.onnx"
+    path.write_bytes(data)
+    ending = attempt(path, work)
+    accept(ending)
+    return ending
+
+
 @pytest.mark.parametrize("name", CORPUS)
 def test_the_corpus_is_imported_or_refused(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(CORPUS[name]())
-    ending = attempt(path, imported)
-    accept(ending)
+    ending = accepted(CORPUS[name](), imported, tmp_path)
     assert (ending.status == "crashed") == (name in CRASHES)
     assert "\x1b" not in ending.message
-    assert sorted(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "model.onnx"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CORPUS)
 def test_the_corpus_is_compiled_or_refused(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(CORPUS[name]())
-    ending = attempt(path, compiled)
-    accept(ending)
+    ending = accepted(CORPUS[name](), compiled, tmp_path)
     made = {"model.onnx", *(["model.mlc"] if ending.status == "done" else [])}
     assert {entry.name for entry in tmp_path.iterdir()} == made
 
@@ -73,9 +77,7 @@ def test_what_is_mutated_is_good_before(position: int, tmp_path: Path) -> None:
 def test_mutated_models_are_imported_or_refused(seed: int, tmp_path: Path) -> None:
     """See `tests.hostile.fuzz`, which goes on for as long as it is told."""
     rng = random.Random(seed)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(mutated(rng.choice(SEEDS), rng).SerializeToString())
-    accept(attempt(path, imported))
+    accepted(mutated(rng.choice(SEEDS), rng).SerializeToString(), imported, tmp_path)
 
 
 def test_hangs_and_bugs_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
