@@ -24,13 +24,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc import made, triple
+from mlc import form, made
 from mlc.cpu import HostCpu, host_cpu
 from mlc.errors import ArtifactError
+from mlc.fit import check_cpu, check_gpu, is_for_gpu
 from mlc.made import ALIGNMENT
 from mlc.new_file import new_file
 from mlc.options import MAX_MANIFEST_BYTES
-from mlc.sizes import is_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,19 +41,6 @@ SHAPES = 2  # several shapes (`mlc.buckets`) or open ones (`mlc.sizes`)
 MADE = NEWEST = 3  # weights that are made when it is opened (`mlc.made`)
 MANIFEST, LIBRARY, GRAPH, WEIGHTS = "manifest.json", "library.so", "graph.json", "weights.bin"
 PROGRAMS = "programs.json"
-_TENSORS = [{"name": str, "shape": [(int, str, list)], "dtype": str}]
-_MEMBER = {"sha256": str, "size": int}
-_FORM = {  # what opening an artifact relies on; see `fits`
-    "signature": {"inputs": _TENSORS, "outputs": _TENSORS},
-    "target": {"name": str, "triple": str, "features": [str]},
-    "weights": [{"storage": int, "offset": int, "nbytes": int}],
-    "members": dict.fromkeys((GRAPH, WEIGHTS), _MEMBER),
-    "versions": {},
-}
-_BUCKET = {"dims": {}, "signature": _FORM["signature"], "graph": {"offset": int, "nbytes": int},
-           "weights": [{"storage": int, "weight": int}]}  # fmt: skip
-_BUCKETS_FORM = {**_FORM, "buckets": [_BUCKET], "padding": {"offered": [str], "refused": {}}}
-del _BUCKETS_FORM["signature"]  # each bucket has its own
 _DATE = (1980, 1, 1, 0, 0, 0)
 _CHUNK = 8 << 20
 
@@ -179,11 +166,6 @@ def code_member(manifest: Mapping[str, Any]) -> str:
     return PROGRAMS if is_for_gpu(manifest["target"]) else LIBRARY
 
 
-def is_for_gpu(target: Mapping[str, Any]) -> bool:
-    """Return whether a manifest's target is a GPU; artifacts of before there were any do not say."""
-    return str(target.get("kind", "cpu")) == "cuda"
-
-
 def load(path: Path, cpu: HostCpu | None = None, *, for_gpu: bool = False) -> Artifact:
     """Return the artifact, checked: format, fit for this machine's CPU, size and hash of members.
 
@@ -201,7 +183,7 @@ def load_from(mapped: Mapped, cpu: HostCpu | None = None, *, for_gpu: bool = Fal
     if for_gpu:
         check_gpu(path, manifest)
     else:
-        _check_machine(path, manifest, cpu or host_cpu())
+        check_cpu(path, manifest, cpu or host_cpu())
     members = {}
     for name in (code_member(manifest), GRAPH, WEIGHTS):
         view = mapped.member(name)
@@ -217,43 +199,6 @@ def load_from(mapped: Mapped, cpu: HostCpu | None = None, *, for_gpu: bool = Fal
 def encode(manifest: dict[str, Any]) -> bytes:
     """Return a manifest in the bytes that are stored."""
     return json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
-
-
-def misfit(target: Mapping[str, Any], cpu: HostCpu) -> str:
-    """Return why `cpu` cannot run code for a manifest's target ("it is ..."); "" when it can."""
-    if is_for_gpu(target):
-        return "it is a CPU"
-    wanted = (triple.arch(target["triple"]), triple.system(target["triple"]))
-    if wanted != (cpu.arch, cpu.system):
-        return f"it is {cpu.arch} {cpu.system}"
-    missing = sorted(set(target["features"]) - cpu.features)
-    return f"it lacks {', '.join(missing)}" if missing else ""
-
-
-def check_gpu(path: Path, manifest: dict[str, Any]) -> None:
-    """Raise ArtifactError for an artifact that is not for a GPU."""
-    if not is_for_gpu(manifest["target"]):
-        raise ArtifactError(
-            f"{path} is for a CPU ({manifest['target']['name']}), not for a GPU",
-            "compile it for one: `mlc compile MODEL --target cuda --arch sm_80`",
-        )
-
-
-def _check_machine(path: Path, manifest: dict[str, Any], cpu: HostCpu) -> None:
-    target = manifest["target"]
-    if is_for_gpu(target):
-        raise ArtifactError(
-            f"{path} is for NVIDIA GPUs ({target['name']}), and was opened for a CPU",
-            "run it on a GPU with `--device cuda`, or compile it for this machine (`--target llvm`)",
-        )
-    why = misfit(target, cpu)
-    if why:
-        wanted = f"{triple.arch(target['triple'])} {triple.system(target['triple'])}"
-        raise ArtifactError(
-            f"{path} is for {target['name']} ({wanted}), and this machine cannot run it: {why}",
-            "copy it to such a machine; or compile for this one (`--target llvm`) or an older "
-            "level (`--target x86-64-v2`)",
-        )
 
 
 class Mapped:
@@ -318,16 +263,14 @@ class Mapped:
     def manifest(self) -> dict[str, Any]:
         """Return the manifest, its form checked."""
         manifest = self.read_json(MANIFEST, NEWEST)
-        form = _BUCKETS_FORM if "buckets" in manifest else _FORM
-        right = fits(manifest, form) and fits(made.recipes(manifest), [made.FORM])
-        if not (right and _shapes_fit(manifest) and self._holds_code(manifest)):
+        if not (form.is_right(manifest) and self._holds_code(manifest)):
             raise self.damaged("its manifest has another form than its format says")
         return manifest
 
     def _holds_code(self, manifest: dict[str, Any]) -> bool:
         """Return whether the member that the target says is there and described."""
         code = code_member(manifest)
-        return code in self.entries and fits(manifest["members"], {code: _MEMBER})
+        return code in self.entries and form.fits(manifest["members"], {code: form.MEMBER})
 
     def read_json(self, name: str, newest: int) -> dict[str, Any]:
         """Return a member that describes others, of a format up to `newest`."""
@@ -360,28 +303,6 @@ def _version(manifest: Mapping[str, Any]) -> int:
     if made.recipes(manifest):
         return MADE
     return SHAPES if {"buckets", "dynamic"} & manifest.keys() else FORMAT
-
-
-def _shapes_fit(manifest: dict[str, Any]) -> bool:
-    """Return whether shapes are numbers, or sizes of the open dimensions that the manifest names."""
-    dims = manifest.get("dynamic", [])
-    if not fits(dims, [{"name": str, "least": int, "most": int}]):
-        return False
-    names = {dim["name"] for dim in dims}
-    signatures = [entry["signature"] for entry in manifest.get("buckets", [manifest])]
-    tensors = [t for found in signatures for t in (*found["inputs"], *found["outputs"])]
-    return all(is_size(size, names) for tensor in tensors for size in tensor["shape"])
-
-
-def fits(data: Any, form: Any) -> bool:
-    """Return whether JSON data has a form: a type, [form of each item], or {key: form} at least."""
-    if isinstance(form, dict):
-        return isinstance(data, dict) and all(
-            key in data and fits(data[key], inner) for key, inner in form.items()
-        )
-    if isinstance(form, list):
-        return isinstance(data, list) and all(fits(item, form[0]) for item in data)
-    return isinstance(data, form) and not isinstance(data, bool)
 
 
 def member_info(file: IO[bytes], name: str) -> zipfile.ZipInfo:

@@ -17,9 +17,11 @@ from collections import Counter
 from typing import IO, TYPE_CHECKING, Any
 
 from mlc import artifact
-from mlc.artifact import MANIFEST, WEIGHTS, Artifact, Mapped, is_for_gpu, misfit
+from mlc.artifact import MANIFEST, WEIGHTS, Artifact, Mapped
 from mlc.cpu import HostCpu, host_cpu
 from mlc.errors import ArtifactError, UsageError
+from mlc.fit import check_gpu, is_for_gpu, misfit
+from mlc.form import fits
 from mlc.gpu.device import architecture
 from mlc.made import ALIGNMENT
 from mlc.new_file import new_file
@@ -108,7 +110,7 @@ def require_gpu(path: Path) -> None:
     """Raise ArtifactError unless something in the file is for a GPU."""
     manifests = read_manifests(path)
     if not any(is_for_gpu(manifest["target"]) for manifest in manifests):
-        artifact.check_gpu(path, manifests[0])
+        check_gpu(path, manifests[0])
 
 
 def save(sources: Sequence[Path], path: Path) -> dict[str, int]:
@@ -207,7 +209,7 @@ class _Bundle(Mapped):
         """Return the variants, in order."""
         index = self.read_json(INDEX, FORMAT)
         folders = [folder for folder, _ in _folders(tuple(self.entries)[1:-1])]
-        if not artifact.fits(index, {"weights": [[int]]}) or len(index["weights"]) != len(folders):
+        if not fits(index, {"weights": [[int]]}) or len(index["weights"]) != len(folders):
             raise self.damaged("its index has another form than its format says")
         sizes = [self.entries[f"{folder}/{MANIFEST}"].file_size for folder in folders]
         if sum(sizes) > MAX_MANIFEST_BYTES:

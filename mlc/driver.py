@@ -22,6 +22,7 @@ from mlc.cpu import host_cpu
 from mlc.emulate import can_emulate
 from mlc.errors import UsageError
 from mlc.events import Notice, OnEvent, Stage, timed
+from mlc.fit import misfit
 from mlc.gpu import ptxas
 from mlc.options import OPT_LEVELS, CompileOptions, VerifyOptions
 from mlc.tune.dispatch import dispatch_context, read_best
@@ -63,7 +64,7 @@ def compile_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
         return report
     lookup = _lookup(options, chosen, on_event)
     built = [bucket_driver.contents(options, chosen, file, cache, lookup, on_event)]
-    if options.verify and artifact.misfit(built[0].manifest["target"], host_cpu()):
+    if options.verify and misfit(built[0].manifest["target"], host_cpu()):
         _say_unverified(built[0].manifest, on_event)
         options = replace(options, verify=False)
     # Popped: its weights go once they are written.
@@ -251,7 +252,7 @@ def _say_notes(manifest: dict[str, Any], on_event: OnEvent) -> None:
 def _say_unverified(manifest: dict[str, Any], on_event: OnEvent) -> None:
     """Say why an artifact was not verified although that was asked, and how it can be."""
     wanted = manifest["target"]
-    why = artifact.misfit(wanted, host_cpu())
+    why = misfit(wanted, host_cpu())
     how = "run `mlc verify` on such a machine"
     if can_emulate(wanted["triple"]):
         how = "`mlc verify ARTIFACT MODEL --emulate` runs it in an emulator"

@@ -41,11 +41,12 @@ def run(options: CompileOptions, inputs: Path | None, on_event: OnEvent) -> dict
     """
     from mlc import artifact, driver
     from mlc.cpu import host_cpu
+    from mlc.fit import misfit
     from mlc.runtime.verify import verify
 
     output = Path(str(options.output))
     contents = driver.build_only(options, on_event).contents
-    why = artifact.misfit(contents.manifest["target"], host_cpu())
+    why = misfit(contents.manifest["target"], host_cpu())
     if why:
         raise UsageError(f"this machine cannot run the candidates: {why}", "leave out --target")
     artifact.save(contents, output)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 from mlc import __version__
-from mlc.artifact import fits
 from mlc.errors import MlcError, error_class, printable
 from mlc.events import Notice
+from mlc.form import fits
 from mlc.new_file import new_file
 
 if TYPE_CHECKING:

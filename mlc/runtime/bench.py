@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlc import target
-from mlc.artifact import is_for_gpu
 from mlc.bundle import read_manifest
 from mlc.cache import open_cache
 from mlc.cpu import physical_cores
 from mlc.errors import RunError, TargetError, UsageError, did_you_mean
 from mlc.events import Notice, OnEvent, Stage, ignore
+from mlc.fit import is_for_gpu
 from mlc.runtime import inputs as sources
 from mlc.runtime import profile as profiling
 from mlc.runtime.buckets import open_one

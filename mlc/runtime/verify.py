@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlc import bundle, emulate
-from mlc.artifact import is_for_gpu
 from mlc.errors import MismatchError, UsageError, one_line
 from mlc.events import Notice, OnEvent, ignore
+from mlc.fit import is_for_gpu
 from mlc.runtime.codes import Spread
 from mlc.runtime.reference import Reference
 from mlc.sizes import samples

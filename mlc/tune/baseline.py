@@ -109,7 +109,8 @@ def compare_artifacts(fields: dict[str, Any], _on_event: OnEvent) -> dict[str, f
 
 
 def _opened(path: str, threads: int) -> Any:
-    from mlc.artifact import is_for_gpu, read_manifest
+    from mlc.artifact import read_manifest
+    from mlc.fit import is_for_gpu
     from mlc.runtime.buckets import open_one
 
     on_gpu = is_for_gpu(read_manifest(Path(path))["target"])
