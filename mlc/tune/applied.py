@@ -15,7 +15,7 @@ from mlc.target import data_dir
 from mlc.tune.device import Device, device_for
 from mlc.tune.record import Record, workload_id
 from mlc.tune.store import Store, best_in
-from mlc.tune.tasks import template_hash
+from mlc.tune.template import template_hash
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -48,7 +48,7 @@ def answer(store: Store, task: str, device: str) -> dict[str, Any]:
 
 def template_hashes(names: Iterable[str]) -> Mapping[str, str]:
     """Return the current hash of each template that the installed TVM has."""
-    from mlc.tune.tasks import template_hash
+    from mlc.tune.template import template_hash
 
     found = {}
     for name in names:

@@ -38,9 +38,9 @@ class Record:
 
     `workload` is the canonical JSON of [template, args...]; `config` AutoTVM's JSON of the config
     (`index`, `code_hash`, `entity`); `target` the TVM target string; `device` the id of the machine;
-    `template_hash` the digest of the schedule's source. A `chosen` record is the outcome of a final comparison:
-    it goes before all others of its workload and device, the newest first; its config may be
-    `FALLBACK`.
+    `template_hash` the digest of the schedule's source (`mlc.tune.template`). A `chosen` record is the
+    outcome of a final comparison: it goes before all others of its workload and device, the newest
+    first; its config may be `FALLBACK`.
     """
 
     workload: str

@@ -24,7 +24,8 @@ from mlc.tune.record import FALLBACK, Record
 from mlc.tune.remote import RemoteMeasurer, untuned_seconds
 from mlc.tune.store import Hit, Store, best_in
 from mlc.tune.subject import Subject, check_options, logs_root, options_of, prepare
-from mlc.tune.tasks import Task, autotvm_task, template_hash
+from mlc.tune.tasks import Task, autotvm_task
+from mlc.tune.template import template_hash
 from mlc.tune.whole import model_times
 
 

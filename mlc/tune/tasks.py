@@ -8,13 +8,8 @@ exceptions.
 
 from __future__ import annotations
 
-import ast
-import functools
-import hashlib
-import inspect
 import json
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlc import tvm_env
@@ -163,46 +158,6 @@ def extract_workloads(options: TuneOptions) -> list[str]:
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-
-@functools.cache
-def template_hash(template: str) -> str:
-    """Return a digest of the source behind a template: schedules change, and records with them.
-
-    It covers every file of TVM's folder that defines the template; of ours, the module that does
-    and what it imports from its package.
-    """
-    tvm_env.tvm()
-    from tvm.autotvm.task.task import TASK_TABLE
-
-    entry = TASK_TABLE.get(template)
-    if entry is None:
-        raise UsageError(f"there is no AutoTVM template {template!r}")
-    function = inspect.unwrap(entry.fcompute or entry.fcustomized)
-    source = Path(inspect.getfile(function))
-    package = function.__module__.rpartition(".")[0]
-    ours = package.partition(".")[0] == __package__.partition(".")[0]
-    digest = hashlib.sha256(tvm_env.VERSION.encode())
-    for path in sorted(_imported(source, package) if ours else source.parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _imported(source: Path, package: str) -> set[Path]:
-    """Return a module's file and those of the modules of its package that it needs, at any depth."""
-    found: set[Path] = set()
-    pending = [source]
-    while pending:
-        path = pending.pop()
-        if path in found or not path.is_file():
-            continue
-        found.add(path)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module == package:
-                pending += [path.with_name(f"{name.name}.py") for name in node.names]
-            elif isinstance(node, ast.ImportFrom) and str(node.module).startswith(f"{package}."):
-                pending.append(path.with_name(f"{str(node.module)[len(package) + 1 :]}.py"))
-    return found
 
 
 def choose(tasks: list[Task], text: str | None) -> list[Task]:

@@ -26,7 +26,7 @@ from mlc.passes.run import optimize
 from mlc.tune.dispatch import dispatch_context
 from mlc.tune.features import FeatureTable
 from mlc.tune.place import Here
-from mlc.tune.tasks import template_hash
+from mlc.tune.template import template_hash
 from mlc.tune.trial import shape_of
 from tests import models
 from tests.compiler.conftest import calls_of

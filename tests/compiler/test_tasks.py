@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from mlc import driver
+from mlc import driver, tvm_env
 from mlc.build import tvm_target
 from mlc.cache import Cache
 from mlc.driver import Built
@@ -25,10 +25,10 @@ from mlc.frontend import onnx_file
 from mlc.options import CompileOptions
 from mlc.target import Target, resolve
 from mlc.tune import applied
-from mlc.tune import tasks as module
 from mlc.tune.record import FALLBACK, Record, workload_key
 from mlc.tune.store import Store
-from mlc.tune.tasks import Task, autotvm_task, choose, tasks_of, template_hash
+from mlc.tune.tasks import Task, autotvm_task, choose, tasks_of
+from mlc.tune.template import template_hash
 from tests import models
 
 Build = Callable[..., Built]
@@ -203,20 +203,9 @@ def test_the_hash_covers_the_folder(
     hashes.append(digest("scripted.x86"))
     beside.rename(tmp_path / "renamed.py")
     hashes.append(digest("scripted.x86"))
-    monkeypatch.setattr(module.tvm_env, "VERSION", "0.20.0")
+    monkeypatch.setattr(tvm_env, "VERSION", "0.20.0")
     hashes.append(digest("scripted.x86"))
     assert len(set(hashes)) == 4
-
-
-def test_the_hash_of_our_templates_covers_what_they_import(tmp_path: Path) -> None:
-    files = {
-        "dense": "import math\nfrom ours import gemm\n", "gemm": "from ours.tails import MARK\n",
-        "tails": "from ours import gemm\n", "other": "from ours import dense\n",
-    }  # fmt: skip
-    for name, text in files.items():
-        (tmp_path / f"{name}.py").write_text(text)
-    found = module._imported(tmp_path / "dense.py", "ours")
-    assert {path.stem for path in found} == {"dense", "gemm", "tails"}
 
 
 # -- --tasks --

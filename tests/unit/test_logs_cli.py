@@ -237,13 +237,13 @@ def test_explaining_a_model_asks_for_its_tasks(here: Path, monkeypatch: pytest.M
 def test_hashes_that_cannot_be_known_are_not_compared(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlc.tune import tasks
+    from mlc.tune import template
 
     def unknown(_template: str) -> str:
         raise UsageError("there is no such template")
 
     monkeypatch.undo()
-    monkeypatch.setattr(tasks, "template_hash", unknown)
+    monkeypatch.setattr(template, "template_hash", unknown)
     text = call("explain", workload_id(TASK), "--device", HERE, "--logs", str(store.root))
     assert "  hit: config 2" in text
     assert "was not compared" in text
