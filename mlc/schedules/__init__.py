@@ -4,7 +4,7 @@ Templates: `dense`, `batch_matmul` and `pointwise` share the register tile of `g
 `winograd_op`), `depthwise`, `expand_depthwise`, `direct` (groups, images), `narrow` (8 bits; with
 `narrow_op`, and `dot`, the instructions) and `attention`. `conv_op` offers those of convolutions, `blocks`
 decides on NCHWc. Kernels without knobs: `rows` (softmax, layer norm), `spatial` (pooling, reductions over
-the image), `lrn`, `elementary`, `rounding`, `recurrent`. `tails`, `stack`, `serial` and `shuffles` are TIR
+the image), `concat`, `lrn`, `elementary`, `rounding`, `recurrent`. `tails`, `stack`, `serial` and `shuffles` are TIR
 passes. `arm` chooses among TVM's schedules for Arm, `cuda` has default configs of its templates for GPUs.
 The modules import TVM: `tvm_env.tvm()` loads them, once, and everything forked later inherits them.
 """
@@ -26,6 +26,7 @@ def install() -> None:
         attention,
         batch_matmul,
         blocks,
+        concat,
         conv_op,
         dense,
         elementary,
@@ -50,6 +51,7 @@ def install() -> None:
         rounding,
         rows,
         spatial,
+        concat,
         lrn,
         attention,
         expand_depthwise,

@@ -2,7 +2,7 @@
 
 Activations lie in blocks of channels, a vector or less (NCHWc).
 
-    for each block of channels, each chunk of `rows` rows of outputs, in parallel:
+    for each chunk of `rows` rows of outputs, each block of channels, in parallel:
         padded = the rows of inputs under it                 zeros outside the image
         for each row, each tile of `columns` outputs:
             acc[columns] = 0                                 in registers
@@ -194,8 +194,8 @@ def schedule(s: Any, cfg: Any, conv: Any, out: Any) -> tuple[Any, Any]:
     out, n, b, h, w, lane = output_axes(s, conv, out, int(acc.shape[-1]))
     chunk, row = s[out].split(h, factor=int(cfg["rows"].val) or int(acc.shape[2]))
     tile, column = s[out].split(w, factor=int(cfg["columns"].val))
-    s[out].reorder(n, b, chunk, row, tile, column, lane)
-    chunk = s[out].fuse(n, b, chunk)
+    s[out].reorder(n, chunk, b, row, tile, column, lane)
+    chunk = s[out].fuse(n, chunk, b)
     s[out].parallel(chunk)
     s[out].unroll(column)
     s[out].vectorize(lane)

@@ -4,7 +4,7 @@ The first half of an inverted bottleneck (Sandler et al., "MobileNetV2", arXiv:1
 channels are expanded to many, and each of these is filtered alone. What lies between is the largest
 tensor of the network, and by itself each half waits for memory. Here it is never stored:
 
-    for each block of filters, each chunk of `rows` rows of outputs, in parallel:
+    for each chunk of `rows` rows of outputs, each block of filters, in parallel:
         padded = act(1x1 convolution + bias) of the rows under it         in the L2 cache
             for each row, each `tile` columns: acc in registers, as in `pointwise`
         outputs = epilogue(depthwise(padded))                             as in `depthwise`

@@ -3,7 +3,7 @@
 They are matrix products: rows are positions of the image, columns output channels. Activations and
 weights stay in the blocks of the layers around (NCHWc, OIHWio), no panels are packed.
 
-    for each group of blocks of filters, each chunk of `rows` rows of outputs, in parallel:
+    for each chunk of `rows` rows of outputs, each group of blocks of filters, in parallel:
         for each tile of positions, over the ends of rows:
             acc[blocks, positions, block] = 0                in registers
             for each channel:                                unrolled `unroll` times
@@ -31,7 +31,9 @@ _TAG = "mlc_pointwise"
 _PACKED = "packed"
 _UNROLL = (1, 2, 4, 8)
 _FEW = 16  # channels: stores decide, and are faster to one block at a time (measured)
+_WASTE = 20  # of so many blocks one may be computed in vain
 _POSITIONS = 128  # of a chunk: its sums are in the L1 cache
+_SHORT = 32  # positions of a chunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +112,7 @@ def define(cfg: Any, layer: Layer) -> None:
     )
     if cfg.is_fallback:
         known = layer.products(rows)
-        few = layer.channels <= _FEW and known.registers == 32
-        tiles = _tiles(layer, known, default=not few)
-        if few:
-            tiles = [tile for tile in tiles if tile[1] == 1]
-        best = min(tiles, key=lambda t: (gemm.modelled_cycles(known, *t), -t[0] * t[1]))
-        cfg["tile"] = OtherOptionEntity(best)
+        cfg["tile"] = OtherOptionEntity(_default_tile(layer, known))
         cfg["unroll"] = OtherOptionEntity(4 if layer.in_block % 4 == 0 else 1)
         cfg["rows"] = OtherOptionEntity(rows)
     chunks = layer.batch * layer.out_height // rows
@@ -123,16 +120,39 @@ def define(cfg: Any, layer: Layer) -> None:
 
 
 def _tiles(layer: Layer, known: gemm.Problem, *, default: bool = False) -> list[list[int]]:
-    """Return the register tiles whose blocks divide those of the layer."""
+    """Return the register tiles that cover the layer without computing much that is not there."""
     blocks = layer.filters // layer.out_block
-    found = [tile for tile in known.candidates(default=default) if blocks % tile[1] == 0]
+    found = [
+        tile
+        for tile in known.candidates(default=default)
+        if -blocks % tile[1] * _WASTE <= blocks or blocks % tile[1] == 0
+    ]
     return found or [[min(known.m, 4), 1]]
 
 
+def _default_tile(layer: Layer, known: gemm.Problem) -> list[int]:
+    """Return the tile of the fewest modelled cycles; blocks over the end must save a tenth of them."""
+    few = layer.channels <= _FEW and known.registers == 32
+    blocks = layer.filters // layer.out_block
+    tiles = [t for t in _tiles(layer, known, default=not few) if t[1] == 1 or not few]
+
+    def cycles(tile: list[int]) -> tuple[float, int]:
+        extra = 1 if blocks % tile[1] == 0 else 1 / 0.9
+        return extra * gemm.modelled_cycles(known, *tile), -tile[0] * tile[1]
+
+    return min(tiles, key=cycles)
+
+
 def _default_rows(layer: Layer) -> int:
-    """Return the most rows, a divisor of all, that make no more positions than a chunk should have."""
+    """Return the most rows, a divisor of all, that make no more positions than a chunk should have.
+
+    A short chunk cuts up the wide tiles that blocks of half a vector need: those take a small image whole.
+    """
     height, most = layer.out_height, max(_POSITIONS // layer.out_width, 1)
-    return next(rows for rows in range(min(most, height), 0, -1) if height % rows == 0)
+    rows = next(rows for rows in range(min(most, height), 0, -1) if height % rows == 0)
+    half = layer.out_block < gemm.problem(1, 1, 1).lanes
+    short = rows * layer.out_width < _SHORT and height * layer.out_width <= 2 * _POSITIONS
+    return height if half and short else rows
 
 
 @autotvm.register_topi_compute(TEMPLATE)  # type: ignore[untyped-decorator]
@@ -173,8 +193,9 @@ def pointwise(cfg: Any, data: Any, weight: Any, strides: Any) -> Any:
 
 def _sums(cfg: Any, layer: Layer, data: Any, weight: Any) -> Any:
     """Return the sums [n, block, position, filter]."""
-    tile, chunk = cfg["tile"].val[0], int(cfg["rows"].val) * layer.out_width
+    (tile, group), chunk = cfg["tile"].val, int(cfg["rows"].val) * layer.out_width
     positions, inner = layer.out_height * layer.out_width, layer.in_block
+    blocks = layer.filters // layer.out_block
     whole = positions - chunk + -(-chunk // tile) * tile
     outer = te.reduce_axis((0, layer.channels // inner), "c")
     step = te.reduce_axis((0, inner), "i")
@@ -186,10 +207,11 @@ def _sums(cfg: Any, layer: Layer, data: Any, weight: Any) -> Any:
             pixel = data[n, outer, h, w, step]
         else:
             pixel = data[n, outer * inner + step, h, w]
-        return te.sum(pixel * weight[b, outer, 0, 0, step, k], [outer, step])
+        last = tir.min(b, blocks - 1) if blocks % group else b  # the same holds for blocks
+        return te.sum(pixel * weight[last, outer, 0, 0, step, k], [outer, step])
 
-    blocks = layer.filters // layer.out_block
-    acc = te.compute((layer.batch, blocks, whole, layer.out_block), product, name="acc")
+    covered = -(-blocks // group) * group
+    acc = te.compute((layer.batch, covered, whole, layer.out_block), product, name="acc")
     shape = (layer.batch, blocks, positions, layer.out_block)
     return te.compute(shape, lambda n, b, p, k: acc[n, b, p, k], name="sums")
 
@@ -207,8 +229,9 @@ def _schedule(s: Any, cfg: Any, conv: Any, out: Any) -> None:
     out, n, b, h, w, lane = output_axes(s, conv, out, int(sums.shape[-1]))
     chunk, row = s[out].split(h, factor=int(cfg["rows"].val))
     group, b = s[out].split(b, factor=blocks)
-    s[out].reorder(n, group, chunk, b, row, w, lane)
-    chunk = s[out].fuse(n, group, chunk)
+    outer = [group, chunk] if _weights_weigh_more(sums, acc) else [chunk, group]
+    s[out].reorder(n, *outer, b, row, w, lane)
+    chunk = s[out].fuse(n, *outer)
     flops = 2 * int(acc.op.reduce_axis[0].dom.extent * acc.op.reduce_axis[1].dom.extent)
     for size in get_const_tuple(sums.shape):
         flops *= size
@@ -237,6 +260,19 @@ def _schedule(s: Any, cfg: Any, conv: Any, out: Any) -> None:
     weight = acc.op.input_tensors[1]
     if weight.op.name == _PACKED:
         s[weight].parallel(s[weight].op.axis[0])
+
+
+def _weights_weigh_more(sums: Any, acc: Any) -> bool:
+    """Return whether threads had better share filters than rows of the image.
+
+    A thread with rows of its own reads what it wrote a layer before, and all weights; one with filters of
+    its own reads those, and the whole image. The less is read twice, the better: caches of two cores may
+    be far apart (cores with separate L3 took twice as long for all of SqueezeNet).
+    """
+    _, blocks, positions, size = get_const_tuple(sums.shape)
+    outer, inner = (int(axis.dom.extent) for axis in acc.op.reduce_axis)
+    filters, channels = blocks * size, outer * inner
+    return bool(filters * channels >= positions * (filters + channels))
 
 
 def takes(attrs: Any, inputs: Any, out_type: Any) -> bool:

@@ -1,6 +1,6 @@
 """Schedules for pooling and for reductions over the image, activations in blocks of channels (NCHWc).
 
-    for each image, block, chunk of rows of outputs, in parallel:
+    for each image, chunk of rows of outputs, block, in parallel:
         padded = the inputs under it                         for pooling with padding only
         for each row, each tile of outputs:
             acc[outputs, block] = identity                   in registers
@@ -100,8 +100,8 @@ def _schedule(s: Any, out: Any, result: Any, padded: Any) -> None:
     columns = next(size for size in range(most, 0, -1) if width % size == 0)
     chunk, row = s[out].split(h, factor=_ROWS)
     tile, column = s[out].split(w, factor=columns)
-    s[out].reorder(n, b, chunk, row, tile, column, lane)
-    place = s[out].fuse(n, b, chunk)
+    s[out].reorder(n, chunk, b, row, tile, column, lane)
+    place = s[out].fuse(n, chunk, b)
     s[out].parallel(place)
     s[out].unroll(column)
     s[out].vectorize(lane)

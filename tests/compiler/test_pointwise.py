@@ -29,6 +29,8 @@ CASES = {
     "one-position": ((1, 40, 1, 1), 24, (1, 1)),
     "one-row": ((1, 8, 1, 37), 1, (1, 1)),
     "chunks": ((1, 8, 12, 40), 16, (1, 1)),
+    "blocks-over-the-end": ((1, 8, 13, 13), 328, (1, 1)),
+    "filters-first": ((1, 96, 5, 5), 80, (1, 1)),
 }
 
 
@@ -92,3 +94,41 @@ def test_the_default_knows_the_registers(tvm: Any) -> None:
             task.instantiate(config)
         positions, blocks = config["tile"].val
         assert registers / 2 < positions * blocks + blocks + 1 <= registers
+
+
+@pytest.mark.parametrize(
+    ("cpu", "rows", "whole"), [("x86-64-v4", 13, False), ("x86-64-v3", 1, True)]
+)
+def test_blocks_over_the_end_where_they_pay(tvm: Any, cpu: str, rows: int, whole: bool) -> None:
+    """1000 filters are 125 blocks of half a vector of AVX-512: of tiles that divide them only narrow ones."""
+    from mlc.schedules import pointwise
+
+    on = tvm.target.Target(f"llvm -mtriple=x86_64-linux-gnu -mcpu={cpu}")
+    with on:
+        data, weight = (
+            tvm.te.placeholder(shape) for shape in ((1, 512, 13, 13), (1000, 512, 1, 1))
+        )
+        layer = pointwise.layer_of(data, weight, (1, 1))
+        assert pointwise._default_rows(layer) == rows
+        _, blocks = pointwise._default_tile(layer, layer.products(rows))
+    assert (125 % blocks == 0) == whole
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "filters", "order"),
+    [(16, 56, 32, "rows first"), (256, 7, 256, "filters first")],
+)
+def test_which_loop_the_threads_share(
+    tvm: Any, quick_target: str, channels: int, size: int, filters: int, order: str
+) -> None:
+    from tvm import autotvm
+    from tvm.autotvm.task.space import FallbackConfigEntity
+
+    shapes = ((1, channels, size, size), (filters, channels, 1, 1))
+    on = tvm.target.Target(quick_target)
+    task = autotvm.task.create(TEMPLATE, [*(("TENSOR", s, "float32") for s in shapes), (1, 1)], on)
+    with on:
+        s, _ = task.instantiate(FallbackConfigEntity())
+    (out,) = s.outputs
+    fused = [r for r in s[out].relations if type(r).__name__ == "Fuse"][-1]
+    assert fused.inner.var.name.startswith("k" if order == "rows first" else "h")
