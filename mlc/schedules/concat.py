@@ -15,10 +15,11 @@ import math
 from typing import Any
 
 from tvm import te, tir
-from tvm.relay.op import op as relay_op
 from tvm.relay.op.strategy import generic, x86
 from tvm.topi.utils import get_const_tuple
 from tvm.topi.x86 import schedule_concatenate_cpu
+
+from mlc.schedules import operator
 
 NAME = "concatenate_mlc.x86"
 _LEAST_ROW = 800  # elements, copied at a time: smaller images gain less than their code takes
@@ -37,15 +38,13 @@ def offered(theirs: Any) -> Any:
     def strategy(attrs: Any, inputs: Any, out_type: Any, target: Any) -> Any:
         if not takes(attrs, inputs):
             return theirs(attrs, inputs, out_type, target)
-        found = relay_op.OpStrategy()
-        found.add_implementation(
-            lambda _attrs, inputs, _out_type: [concatenate(inputs)],
-            generic.wrap_topi_schedule(schedule_concatenate_cpu),
-            name=NAME,
-        )
-        return found
+        return operator.only(_compute, schedule_concatenate_cpu, NAME)
 
     return strategy
+
+
+def _compute(_attrs: Any, inputs: Any, _out_type: Any) -> list[Any]:
+    return [concatenate(inputs)]
 
 
 def takes(attrs: Any, inputs: Any) -> bool:

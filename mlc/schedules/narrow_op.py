@@ -6,11 +6,9 @@ from typing import Any
 
 import tvm
 from tvm import autotvm, relay, te
-from tvm.relay.op import op as relay_op
-from tvm.relay.op.strategy import generic
 from tvm.topi.utils import get_const_tuple
 
-from mlc.schedules import dot, narrow
+from mlc.schedules import dot, narrow, operator
 
 
 def takes(attrs: Any, inputs: Any) -> bool:
@@ -39,9 +37,7 @@ def strategy() -> Any:
     abort in LLVM 22.
     """
     name = _template()
-    found = relay_op.OpStrategy()
-    found.add_implementation(_compute, generic.wrap_topi_schedule(narrow.SCHEDULE[name]), name=name)
-    return found
+    return operator.only(_compute, narrow.SCHEDULE[name], name)
 
 
 def _template() -> str:

@@ -51,11 +51,18 @@ def register_strategy(
 
     @tvm.target.override_native_generic_func(f"{name.replace('.', '_')}_strategy")  # type: ignore[untyped-decorator]
     def strategy(_attrs: Any, _inputs: Any, _out_type: Any, _target: Any) -> Any:
-        found = relay_op.OpStrategy()
-        found.add_implementation(compute, generic.wrap_topi_schedule(schedule), name=template)
-        return found
+        return only(compute, schedule, template)
 
     relay_op.register_strategy(name, strategy)
+
+
+def only(
+    compute: Callable[..., list[Any]], schedule: Callable[..., Any], template: str
+) -> relay_op.OpStrategy:
+    """Return a strategy of one implementation, as in `register_strategy`."""
+    found = relay_op.OpStrategy()
+    found.add_implementation(compute, generic.wrap_topi_schedule(schedule), name=template)
+    return found
 
 
 def register_elementwise(
