@@ -105,27 +105,25 @@ def define(cfg: Any, layer: Layer) -> None:
     `rows`: rows of outputs in a chunk.
     """
     rows = _default_rows(layer)
-    cfg.define_knob("tile", [list(tile) for tile in _tiles(layer, layer.products(rows))])
+    known = layer.products(rows)
+    cfg.define_knob("tile", [list(tile) for tile in _tiles(layer, known)])
     cfg.define_knob("unroll", [u for u in _UNROLL if layer.in_block % u == 0])
     cfg.define_knob(
         "rows", [r for r in range(1, layer.out_height + 1) if layer.out_height % r == 0]
     )
     if cfg.is_fallback:
-        known = layer.products(rows)
         cfg["tile"] = OtherOptionEntity(_default_tile(layer, known))
         cfg["unroll"] = OtherOptionEntity(4 if layer.in_block % 4 == 0 else 1)
         cfg["rows"] = OtherOptionEntity(rows)
     chunks = layer.batch * layer.out_height // rows
-    cfg.add_flop(layer.products(rows).flops * chunks)
+    cfg.add_flop(known.flops * chunks)
 
 
 def _tiles(layer: Layer, known: gemm.Problem, *, default: bool = False) -> list[list[int]]:
     """Return the register tiles that cover the layer without computing much that is not there."""
     blocks = layer.filters // layer.out_block
     found = [
-        tile
-        for tile in known.candidates(default=default)
-        if -blocks % tile[1] * _WASTE <= blocks or blocks % tile[1] == 0
+        tile for tile in known.candidates(default=default) if -blocks % tile[1] * _WASTE <= blocks
     ]
     return found or [[min(known.m, 4), 1]]
 
