@@ -263,14 +263,15 @@ class Mapped:
     def manifest(self) -> dict[str, Any]:
         """Return the manifest, its form checked."""
         manifest = self.read_json(MANIFEST, NEWEST)
-        if not (form.is_right(manifest) and self._holds_code(manifest)):
+        if not (form.is_right(manifest) and self._describes_members(manifest)):
             raise self.damaged("its manifest has another form than its format says")
         return manifest
 
-    def _holds_code(self, manifest: dict[str, Any]) -> bool:
-        """Return whether the member that the target says is there and described."""
+    def _describes_members(self, manifest: dict[str, Any]) -> bool:
+        """Return whether the code that the target asks for is there, and it and the others described."""
         code = code_member(manifest)
-        return code in self.entries and form.fits(manifest["members"], {code: form.MEMBER})
+        described = dict.fromkeys((code, GRAPH, WEIGHTS), form.MEMBER)
+        return code in self.entries and form.fits(manifest["members"], described)
 
     def read_json(self, name: str, newest: int) -> dict[str, Any]:
         """Return a member that describes others, of a format up to `newest`."""
