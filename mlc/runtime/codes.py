@@ -51,8 +51,9 @@ class Spread:
         plain: Mapping[str, Array],
         feed: Mapping[str, Array],
     ) -> list[OutputCheck]:
-        """Return the checks of one run beside the `plain` reference; those that failed pass if the reference differs as much from itself.
+        """Return the checks of one run; those that failed pass if the reference differs as much from itself.
 
+        `ours` and `plain`, what the reference gave, are outputs for `feed`.
         They say so in `spread`. Networks that do not round to codes: unchanged.
         """
         if all(check.passed for check in checks) or not self._does_round():

@@ -25,8 +25,8 @@ _SILENT = frozenset(
 def template_hash(template: str) -> str:
     """Return a digest of the source behind a template: schedules change, and records with them.
 
-    It covers every file of TVM's folder that defines the template; of ours, what the module that
-    does means, and what it imports from its package.
+    It covers every file of TVM's folder that defines the template; of ours, what is done in the
+    module that defines it, and in those of its package that this imports.
 
     Raises:
         UsageError: there is no such template.
@@ -90,7 +90,7 @@ def _text(value: Any) -> str:
 
 
 def _says_nothing(node: Any) -> bool:
-    """Whether a statement is a docstring, a bare annotation's imports or `pass`."""
+    """Return whether a statement is a docstring, imports for annotations or `pass`."""
     if isinstance(node, ast.Expr):
         return isinstance(node.value, ast.Constant)
     if isinstance(node, ast.If):
