@@ -12,8 +12,7 @@ How it is made fair:
   entrant's outputs are compared with ONNX Runtime's, its optimizer off, at `mlc verify`'s tolerances.
 - Peers get the settings that their makers recommend for latency (`peers.py` says which).
 
-With `--trials N`, mlc runs after `mlc tune --trials N` of each model, and untuned beside it. The peer
-`autotvm` is the same compiler with records of AutoTVM's own tuner, as many trials spread evenly over
-the tasks, as tvmc does it. Results are kept model by model in the output folder: interrupted, the
-same command goes on.
+With `--trials N`, mlc runs after `mlc tune --trials N` of each model, and untuned beside it; the peer
+`tvmc` gets as many trials, which are its own code's, and keeps what it made until another TVM comes.
+Results are kept model by model in the output folder: interrupted, the same command goes on.
 """

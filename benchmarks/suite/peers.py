@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import json
 import os
 import statistics
 import sys
@@ -188,6 +189,27 @@ def _called(module: Any, arrays: list[Array], settings: str = "") -> Entrant:
     return Entrant(run=run, outputs=outputs, inputs=arrays, settings=settings)
 
 
+def _tvmc(job: Job, arrays: list[Array]) -> Entrant:
+    """What tvmc built, on threads placed by TVM's runtime as it does by default."""
+    import tvm
+    from tvm.contrib import graph_executor
+    from tvm.driver.tvmc.model import TVMCPackage
+
+    package = TVMCPackage(job.artifact)
+    library = tvm.runtime.load_module(package.lib_path)
+    executor = graph_executor.create(package.graph, library, tvm.cpu())
+    executor.load_params(package.params)
+    graph, weights = json.loads(package.graph), tvm.runtime.load_param_dict(package.params)
+    names = [graph["nodes"][node]["name"] for node in graph["arg_nodes"]]
+    inputs = [name for name in names if name not in weights]
+    executor.set_input(**dict(zip(inputs, arrays, strict=True)))
+    return Entrant(
+        run=executor.run,
+        outputs=lambda: [executor.get_output(k).numpy() for k in range(executor.get_num_outputs())],
+        inputs=arrays,
+    )
+
+
 PEERS = {
     OURS: Peer(title="mlc", package="mlc-compiler", load=_artifact),
     UNTUNED: Peer(title="mlc untuned", package="mlc-compiler", load=_artifact),
@@ -195,7 +217,7 @@ PEERS = {
     "openvino": Peer(title="OpenVINO", package="openvino", load=_openvino),
     "torch": Peer(title="torch eager", package="torch", load=_torch),
     "inductor": Peer(title="torch inductor", package="torch", load=_inductor),
-    "autotvm": Peer(title="AutoTVM", package="xtc-tvm-python-bindings", load=_artifact),
+    "tvmc": Peer(title="tvmc", package="xtc-tvm-python-bindings", load=_tvmc),
 }
 DEFAULT = ("ort", "openvino", "torch", "inductor")
 
@@ -238,5 +260,6 @@ def environment(threads: int, folder: Path) -> dict[str, str]:
     return {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
+        "TVM_NUM_THREADS": str(threads),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
     }

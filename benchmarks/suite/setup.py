@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.suite import peers
-from benchmarks.tune import curves, equal, parts
+from benchmarks.suite import peers, tvmc
 from benchmarks.tune import setup as tuning
 from mlc import api, isolate
 from mlc.artifact import read_manifest
-from mlc.cache import key_of, open_cache, source_digest
+from mlc.cache import open_cache, source_digest
 from mlc.cpu import host_cpu, physical_cores
 from mlc.errors import UsageError
 from mlc.model import TensorSpec
@@ -96,8 +95,8 @@ def prepare(setup: Setup, subject: Subject) -> list[peers.Job]:
     if peers.UNTUNED in setup.peers:
         artifacts[peers.UNTUNED] = folder / "untuned.mlc"
         compiled(setup, onnx, artifacts[peers.UNTUNED], without)
-    if "autotvm" in setup.peers:
-        artifacts["autotvm"] = autotvm(setup, subject, onnx)
+    if "tvmc" in setup.peers:
+        artifacts["tvmc"] = tvmc.package(onnx, setup.target, setup.trials)
     return [
         peers.Job(
             peer=name, onnx=str(onnx), artifact=str(path), factory=subject.factory,
@@ -123,22 +122,6 @@ def compiled(setup: Setup, onnx: Path, artifact: Path, logs: Path) -> None:
     tuning.mlc(
         setup.commands, "compile", onnx, "-o", artifact, "--target", setup.target, "--logs", logs
     )
-
-
-def autotvm(setup: Setup, subject: Subject, onnx: Path) -> Path:
-    """Return the artifact with AutoTVM's records: trials spread evenly, kept task by task."""
-    folder = onnx.parent / f"autotvm-{key_of(setup.target, setup.trials, source_digest())[:12]}"
-    tools = tuning.Setup(out=folder, target=setup.target, trials=setup.trials)
-    folder.mkdir(exist_ok=True)
-    weights = parts.weights_of(tools, str(onnx))
-    tuning.say(f"{subject.name}: AutoTVM, {setup.trials} trials over {len(weights)} tasks")
-    asked = equal.Search(
-        keys=tuple(weights), target=setup.target, trials=setup.trials, seed=SEED,
-        folder=str(folder / "logs"),
-    )  # fmt: skip
-    best = curves.best_of(equal.equal_split(asked, tuning.progress(f"{subject.name}, tasks")))
-    rivals = {key: weight.rival for key, weight in weights.items() if weight.rival}
-    return tuning.compiled(tools, onnx, best, folder / "autotvm.mlc", rivals)
 
 
 def make_feed(fields: dict[str, Any], _on_event: OnEvent) -> None:
@@ -167,9 +150,5 @@ def check(setup: Setup) -> None:
     """Raise UsageError for what cannot work, before anything is done."""
     if setup.trials < 0 or setup.rounds < 1 or setup.threads < 1 or not setup.seconds > 0:
         raise UsageError("--trials needs 0 or more; --rounds, --threads and --seconds more than 0")
-    if "autotvm" not in setup.peers:
-        return
-    if not setup.trials:
-        raise UsageError("the peer autotvm needs records", "add --trials N")
-    if setup.threads != physical_cores():
-        raise UsageError("the peer autotvm is tuned for all cores", "leave out --threads")
+    if "tvmc" in setup.peers and setup.threads != physical_cores():
+        raise UsageError("the peer tvmc is tuned for all cores", "leave out --threads")

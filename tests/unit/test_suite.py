@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.suite import __main__ as program
 from benchmarks.suite import chart, models, peers, race, setup, stats, table, worker
+from mlc.cpu import physical_cores
 from mlc.errors import MismatchError, RunError, UsageError
 
 FACTS: dict[str, Any] = {
@@ -153,8 +154,9 @@ def test_options_that_cannot_work(tmp_path: Path):
     for wrong in ({"trials": -1}, {"rounds": 0}, {"threads": 0}, {"seconds": 0.0}):
         with pytest.raises(UsageError):
             setup.check(made_setup(tmp_path, **wrong))
-    with pytest.raises(UsageError, match="records"):
-        setup.check(made_setup(tmp_path, peers=("autotvm",)))
+    setup.check(made_setup(tmp_path, peers=("tvmc",), threads=physical_cores()))
+    with pytest.raises(UsageError, match="all cores"):
+        setup.check(made_setup(tmp_path, peers=("tvmc",), threads=physical_cores() + 1))
 
 
 def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path: Path):
