@@ -38,7 +38,8 @@ BATCH = 16  # trials measured at a time, a divisor of PLAN; it has no part in th
 class Search:
     """What to do: `trials` in all over the workloads `keys`; a log per task goes to `folder`.
 
-    `plan` is AutoTVM's plan_size. With `stock`, LocalBuilder and LocalRunner measure.
+    `plan` is AutoTVM's plan_size. With `stock`, LocalBuilder and LocalRunner measure. A candidate gets
+    `build_timeout` seconds.
     """
 
     keys: tuple[str, ...]
@@ -48,6 +49,7 @@ class Search:
     folder: str
     plan: int = PLAN
     stock: bool = False
+    build_timeout: float = TuneOptions.build_timeout
 
 
 def equal_split(asked: Search, on_event: OnEvent = ignore) -> list[Record]:
@@ -78,7 +80,7 @@ def search(fields: dict[str, Any], on_event: OnEvent) -> None:
     chosen = resolve(asked.target)
     llvm = tvm_target(chosen, TuneOptions().opt_level)
     tasks = {key: autotvm_task(key, llvm) for key in asked.keys}
-    with Measurer(tasks, _settings(threads, asked.seed)) as measurer:
+    with Measurer(tasks, _settings(threads, asked)) as measurer:
         for position, key in enumerate(asked.keys):
             log = Path(asked.folder) / f"{position:03}.jsonl"
             if not log.exists():
@@ -114,7 +116,7 @@ def _tune(task: Any, asked: Search, measurer: Measurer, target: str) -> list[Rec
 
     count = max(1, asked.trials // len(asked.keys))
     tuner = XGBTuner(task, plan_size=asked.plan, loss_type="reg")
-    option = stock_option() if asked.stock else our_option(measurer)
+    option = stock_option(asked) if asked.stock else our_option(measurer)
     tuner.tune(min(count, len(task.config_space)), option, callbacks=[note])
     return records
 
@@ -155,11 +157,11 @@ class _Stopwatch:
         return found
 
 
-def stock_option() -> dict[str, Any]:
+def stock_option(asked: Search) -> dict[str, Any]:
     """Return AutoTVM's own, with our limits and repeats."""
     from tvm import autotvm
 
-    ours = _settings(1, 0)
+    ours = _settings(1, asked)
     option: dict[str, Any] = autotvm.measure_option(
         builder=autotvm.LocalBuilder(timeout=ours.build_timeout),
         runner=autotvm.LocalRunner(
@@ -172,7 +174,7 @@ def stock_option() -> dict[str, Any]:
     return option
 
 
-def _settings(threads: int, seed: int) -> Any:
+def _settings(threads: int, asked: Search) -> Any:
     """Return how `mlc tune` measures."""
     from mlc.tune.measure import Settings
 
@@ -180,10 +182,10 @@ def _settings(threads: int, seed: int) -> Any:
     return Settings(
         workers=len(os.sched_getaffinity(0)),
         threads=threads,
-        build_timeout=defaults.build_timeout,
+        build_timeout=asked.build_timeout,
         run_timeout=defaults.run_timeout,
         memory_bytes=defaults.memory_bytes,
-        seed=seed,
+        seed=asked.seed,
     )
 
 

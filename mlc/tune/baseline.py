@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mlc.events import OnEvent
 
 
+Turn = tuple[dict[str, float], dict[str, float]]
+_TURNS, _TURN_S = 7, 0.2  # of two artifacts whose kernels are timed
 _COMPARE_S = (2.0, 6.0)  # the longer time when the shorter one does not tell which is faster
 
 
@@ -58,6 +60,13 @@ def kernel_seconds(artifact: Path, threads: int, seconds: float) -> dict[str, fl
     return answer
 
 
+def kernels_in_turn(before: Path, after: Path, *, threads: int) -> list[Turn]:
+    """Return the seconds per run of each kernel of two artifacts, by symbol, turn by turn."""
+    asked = Pair(before=str(before), after=str(after), threads=threads)
+    turns = isolate.call("mlc.tune.baseline:profile_in_turn", asked)
+    return [(first, second) for first, second in turns]
+
+
 def versus(before: Path, after: Path, *, threads: int) -> Versus:
     """Return how two artifacts of one model compare, timed in alternating blocks."""
     asked = Pair(before=str(before), after=str(after), threads=threads)
@@ -90,6 +99,25 @@ def profile_artifact(fields: dict[str, Any], _on_event: OnEvent) -> dict[str, fl
         _fill(session)
         session.run_in_place()
         return {kernel.symbol: kernel.seconds for kernel in profile(session, asked.seconds)}
+
+
+def profile_in_turn(fields: dict[str, Any], _on_event: OnEvent) -> list[list[dict[str, float]]]:
+    """Answer `kernels_in_turn`, in the child."""
+    from mlc.runtime.profile import profile
+    from mlc.runtime.session import open as open_session
+
+    asked = Pair(**fields)
+    with (
+        open_session(asked.before, threads=asked.threads) as before,
+        open_session(asked.after, threads=asked.threads) as after,
+    ):
+        sessions = before, after
+        for session in sessions:
+            _fill(session)
+        return [
+            [{k.symbol: k.seconds for k in profile(one, _TURN_S, runs=1)} for one in sessions]
+            for _ in range(_TURNS)
+        ]
 
 
 def compare_artifacts(fields: dict[str, Any], _on_event: OnEvent) -> dict[str, float]:

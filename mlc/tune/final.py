@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlc.events import Notice
@@ -38,6 +38,16 @@ class Choice:
     untuned: float
     checked: str
     before: Record | None = None
+
+    @property
+    def undone(self) -> Choice:
+        """What holds when it is taken back: the choice before it, else the default."""
+        before = self.before
+        index = FALLBACK if before is None else before.index
+        if index == self.index:
+            return self
+        tuned = self.untuned if before is None else before.cost
+        return replace(self, index=index, tuned=tuned, checked="taken back", before=None)
 
 
 def is_open(records: Iterable[Record]) -> bool:
@@ -125,10 +135,9 @@ def take_back(run: Run, choices: Sequence[Choice]) -> bool:
     """
     changed = False
     for choice in choices:
-        before = FALLBACK if choice.before is None else choice.before.index
-        if before != choice.index:
+        if choice.undone != choice:
             costs = (choice.untuned,) if choice.before is None else choice.before.costs
-            _record(run, choice.key, before, costs)
+            _record(run, choice.key, choice.undone.index, costs)
             changed = True
     return changed
 

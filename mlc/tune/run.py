@@ -26,7 +26,7 @@ from mlc.tune.store import Hit, Store, best_in
 from mlc.tune.subject import Subject, check_options, logs_root, options_of, prepare
 from mlc.tune.tasks import Task, autotvm_task
 from mlc.tune.template import template_hash
-from mlc.tune.whole import model_times
+from mlc.tune.whole import model_times, settle
 
 
 def list_tasks(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
@@ -66,18 +66,19 @@ def tune_model(fields: dict[str, Any], on_event: OnEvent) -> dict[str, Any]:
             limit = peak.peak_gflops(subject.chosen, subject.device.threads, open_cache())
         run = Run(subject, on_event)
         on_event(Baseline(model=subject.seconds, known=run.scheduler.spent, peak_gflops=limit))
-        choices = []
+        choices: list[Choice] = []
         if run.has_work():
             with run.measurer:
                 run.measure()
                 candidates = run.candidates() if options.trials else models.predicted(run)
                 choices = choose_winners(run, candidates)
+        choices, made = settle(run, choices, Path(folder))
         report = run.report(choices)
         report["trust"] = {
             template: asdict(found) if found else None
             for template, found in models.update(run).items()
         }
-        report.update(model_times(run, choices, Path(folder)))
+        report.update(model_times(run, choices, made))
         report["peak_gflops"] = limit
         report["curve"] = [asdict(point) for point in run.progress.curve]
     report["seconds"] = time.perf_counter() - started

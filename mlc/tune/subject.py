@@ -16,14 +16,16 @@ from mlc.events import timed
 from mlc.options import CompileOptions, TuneOptions
 from mlc.tune import baseline
 from mlc.tune.farm import Farm, find, measuring_device
-from mlc.tune.tasks import Task, choose, merged, tasks_of
+from mlc.tune.tasks import Task, choose, kernels_of, merged, tasks_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from mlc.driver import Built
     from mlc.events import OnEvent
     from mlc.tune.device import Device
+
+    Symbols = Mapping[str, tuple[str, ...]]
 
 _PROFILE_S = 0.5
 
@@ -33,7 +35,7 @@ class Subject:
     """What is tuned: the options, target and device, its tasks, the untuned artifact.
 
     Where `--shape` lists sizes, there is an untuned artifact for each combination, and the tasks are
-    those of all. `seconds` is what a run of them takes, all kernels together (0 where other
+    those of all. `symbols` has for each artifact the kernels behind its tasks (`symbols_of`). `seconds` is what a run of them takes, all kernels together (0 where other
     machines measure); `farm` holds those machines, None: this one measures.
     """
 
@@ -42,6 +44,7 @@ class Subject:
     device: Device
     tasks: tuple[Task, ...]
     untuned: tuple[Path, ...]
+    symbols: tuple[Symbols, ...]
     seconds: float
     farm: Farm | None = None
 
@@ -86,12 +89,14 @@ def prepare(options: TuneOptions, folder: Path, on_event: OnEvent) -> Subject:
     device = measuring_device(options, farm)
     chosen = device.target
     untuned: list[Path] = []
+    symbols: list[Symbols] = []
     parts: list[tuple[list[Task], float]] = []
     operators: set[str] = set()
     total = 0.0
     for built in build_with(options, chosen, lambda _key: None, on_event):
         untuned.append(folder / f"untuned{len(untuned)}.mlc")
         artifact.save(built.contents, untuned[-1])
+        symbols.append(symbols_of(built))
         seconds: dict[str, float] = {}  # this machine may be unable to run code for the device
         if farm is None:
             seconds = timed("profile", on_event, partial(kernel_seconds, untuned[-1], device))
@@ -114,9 +119,23 @@ def prepare(options: TuneOptions, folder: Path, on_event: OnEvent) -> Subject:
         device=device,
         tasks=tuple(choose(tasks, options.tasks)),
         untuned=tuple(untuned),
+        symbols=tuple(symbols),
         seconds=total,
         farm=farm,
     )
+
+
+def symbols_of(built: Built) -> Symbols:
+    """Return the symbols of the kernels behind each task of a compiled model, by the task's key.
+
+    Of two rivals either has those of the one that is used.
+    """
+    found = {
+        key: tuple(kernel.symbol for kernel in kernels)
+        for key, kernels in kernels_of(built.library.kernels, built.dispatch).items()
+    }
+    rivals = built.dispatch.rivals
+    return {rivals[key]: own for key, own in found.items() if key in rivals} | found
 
 
 def kernel_seconds(untuned: Path, device: Device) -> dict[str, float]:

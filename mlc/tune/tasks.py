@@ -75,10 +75,7 @@ def tasks_of(
         dispatch: the context that was current while the model was compiled.
         seconds: measured seconds per run by kernel symbol (all its calls together), if known.
     """
-    found: dict[str, list[Kernel]] = {}
-    for kernel in kernels:
-        for key in _tunable(dispatch.tuned(kernel.workloads)):
-            found.setdefault(key, []).append(kernel)
+    found = kernels_of(kernels, dispatch)
     everything = list(kernels)
     total = sum((seconds or {}).values()) or sum(k.flops * calls[k.symbol] for k in everything) or 1
     tasks = []
@@ -100,6 +97,15 @@ def tasks_of(
     rivals = [task for task in tasks if task.rival and task.rival not in found]
     tasks += [replace(task, key=task.rival, rival=task.key, seconds=0.0) for task in rivals]
     return sorted(tasks, key=lambda task: (-task.share, task.key))
+
+
+def kernels_of(kernels: Iterable[Kernel], dispatch: Any) -> dict[str, list[Kernel]]:
+    """Return the kernels behind each task, by its key."""
+    found: dict[str, list[Kernel]] = {}
+    for kernel in kernels:
+        for key in _tunable(dispatch.tuned(kernel.workloads)):
+            found.setdefault(key, []).append(kernel)
+    return found
 
 
 def merged(parts: Sequence[tuple[list[Task], float]]) -> list[Task]:

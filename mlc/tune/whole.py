@@ -1,12 +1,17 @@
-"""Whether the chosen configs make the whole model faster, where it was tuned: else they are taken back.
+"""Whether the chosen configs are faster in the model, not only alone: else they are taken back.
 
-Kernels that are fast alone may be slow together. The comparison is one function of two artifacts: here
-(`baseline.versus`), or on a device of a farm (`afar.versus`).
+A kernel that is timed alone, over and over, finds its weights in a cache that in the model others have
+used in between. So first the kernels are timed in the running model, tuned and untuned in turn, and
+choices that do not make theirs faster there are taken back one by one (`settle`; here only). Then the
+model is compared end to end, by one function of two artifacts: here (`baseline.versus`), or on a
+device of a farm (`afar.versus`).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import statistics
+from collections import defaultdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +20,73 @@ from mlc.errors import TuningError
 from mlc.events import Notice
 from mlc.tune import afar, baseline
 from mlc.tune.final import take_back
-from mlc.tune.subject import build_with
+from mlc.tune.subject import build_with, symbols_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from mlc.tune.baseline import Turn
     from mlc.tune.final import Choice
     from mlc.tune.run import Run
+    from mlc.tune.subject import Symbols
 
     Compare = Callable[[Path, Path], baseline.Versus]
 
 
-def model_times(run: Run, choices: Sequence[Choice], folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """A tuned artifact beside the untuned one of the same sizes."""
+
+    untuned: Path
+    tuned: Path
+    symbols: Symbols
+
+    @property
+    def paths(self) -> tuple[Path, Path]:
+        """Both files, in the order in which they are compared."""
+        return self.untuned, self.tuned
+
+
+def settle(run: Run, choices: list[Choice], folder: Path) -> tuple[list[Choice], list[Tuned]]:
+    """Return what stays of a run's choices, and the model compiled with that into `folder`.
+
+    A choice that is taken back stays in the list as what holds instead.
+    """
+    if not choices:
+        return [], []
+    made = tuned_pairs(run, folder)
+    if run.subject.farm is not None:
+        return choices, made
+    threads = run.subject.device.threads
+    rounds = [baseline.kernels_in_turn(*pair.paths, threads=threads) for pair in made]
+    slow = [c for c in choices if not _faster_inside(run, c, made, rounds)]
+    if not take_back(run, slow):
+        return choices, made
+    undone = [c for c in slow if c.undone != c]
+    names = ", ".join(sorted(run.by_key[choice.key].id for choice in undone))
+    run.on_event(Notice(text=f"faster alone, but not in the model, so not used: {names}"))
+    choices = [c.undone if c in undone else c for c in choices]
+    return choices, tuned_pairs(run, folder)
+
+
+def _faster_inside(
+    run: Run, choice: Choice, made: Sequence[Tuned], rounds: Sequence[Sequence[Turn]]
+) -> bool:
+    """Return whether the kernels of a task take less time in the tuned model (or are not found)."""
+    old: dict[int, float] = defaultdict(float)  # seconds by turn, of all sizes together
+    new: dict[int, float] = defaultdict(float)
+    for symbols, pair, turns in zip(run.subject.symbols, made, rounds, strict=True):
+        untuned, tuned = symbols.get(choice.key, ()), pair.symbols.get(choice.key, ())
+        if untuned and tuned:
+            for number, (first, second) in enumerate(turns):
+                old[number] += sum(first.get(symbol, 0.0) for symbol in untuned)
+                new[number] += sum(second.get(symbol, 0.0) for symbol in tuned)
+    ratios = [new[number] / old[number] for number in old if old[number]]
+    return not ratios or statistics.median(ratios) < 1
+
+
+def model_times(run: Run, choices: Sequence[Choice], made: Sequence[Tuned]) -> dict[str, Any]:
     """Return how the model with the chosen configs compares with the untuned one, end to end.
 
     As fields of the report: `model` has those of `Versus`, and is None when this run chose nothing, or
@@ -35,7 +94,7 @@ def model_times(run: Run, choices: Sequence[Choice], folder: Path) -> dict[str, 
     """
     if not choices:
         return {"model": None, "not_compared": ""}
-    return decide(run, choices, tuned_pairs(run, folder), comparison(run))
+    return decide(run, choices, [pair.paths for pair in made], comparison(run))
 
 
 def comparison(run: Run) -> Compare:
@@ -52,15 +111,16 @@ def comparison(run: Run) -> Compare:
     )
 
 
-def tuned_pairs(run: Run, folder: Path) -> list[tuple[Path, Path]]:
+def tuned_pairs(run: Run, folder: Path) -> list[Tuned]:
     """Return the untuned artifacts, each with a tuned one that is compiled into `folder`."""
     subject = run.subject
     records = {key: hit.record for key, hit in run.in_use(run.by_key).items()}
-    pairs: list[tuple[Path, Path]] = []
+    pairs: list[Tuned] = []
     for built in build_with(subject.options, subject.chosen, records.get, run.on_event):
         tuned = folder / f"tuned{len(pairs)}.mlc"
         artifact.save(built.contents, tuned)
-        pairs.append((subject.untuned[len(pairs)], tuned))
+        untuned = subject.untuned[len(pairs)]
+        pairs.append(Tuned(untuned=untuned, tuned=tuned, symbols=symbols_of(built)))
     return pairs
 
 

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from mlc import driver, tvm_env
+from mlc import artifact, driver, tvm_env
 from mlc.build import tvm_target
 from mlc.cache import Cache
 from mlc.driver import Built
@@ -24,9 +24,10 @@ from mlc.events import ignore
 from mlc.frontend import onnx_file
 from mlc.options import CompileOptions
 from mlc.target import Target, resolve
-from mlc.tune import applied
+from mlc.tune import applied, baseline
 from mlc.tune.record import FALLBACK, Record, workload_key
 from mlc.tune.store import Store
+from mlc.tune.subject import symbols_of
 from mlc.tune.tasks import Task, autotvm_task, choose, tasks_of
 from mlc.tune.template import template_hash
 from tests import models
@@ -325,6 +326,28 @@ def test_a_record_of_this_device(
         }
     ]
     assert [one.id for one in found(built)] == [one.id for one in found(build(models.conv_net()))]
+
+
+def test_kernels_of_a_task_are_known_and_timed_in_both_models(
+    build: Build, chosen: Target, conv: Built, heaviest: Task, tmp_path: Path
+) -> None:
+    """Also where the record gives the layer another layout, and so another kernel."""
+    Store(tmp_path).append(
+        [record_for(heaviest, chosen, config_with(heaviest.key, chosen, "tile_oc", 4))]
+    )
+    tuned = build(models.conv_net(), tmp_path)
+    before, after = symbols_of(conv), symbols_of(tuned)
+    assert set(before) == set(after) == {task.key for task in found(conv)}
+    assert before[heaviest.key] == heaviest.kernels != after[heaviest.key]
+    paths = tmp_path / "before.mlc", tmp_path / "after.mlc"
+    for built, path in zip((conv, tuned), paths, strict=True):
+        artifact.save(built.contents, path)
+    turns = baseline.kernels_in_turn(*paths, threads=1)
+    assert len(turns) > 2
+    for first, second in turns:
+        assert {s for own in before.values() for s in own} <= set(first)
+        assert {s for own in after.values() for s in own} <= set(second)
+        assert min(*first.values(), *second.values()) >= 0
 
 
 def other_device(chosen: Target, isa: str) -> str:

@@ -18,7 +18,7 @@ from mlc.errors import TuningError
 from mlc.events import Notice
 from mlc.rpc import artifacts, facts
 from mlc.rpc.tracker import Grant
-from mlc.tune import afar, baseline
+from mlc.tune import afar, baseline, whole
 from mlc.tune.baseline import Versus
 from mlc.tune.farm import Farm
 from mlc.tune.final import Choice
@@ -26,7 +26,7 @@ from mlc.tune.place import SessionEnded
 from mlc.tune.record import FALLBACK
 from mlc.tune.whole import comparison, decide
 from tests.unit.test_rpc_parts import framed, scripted
-from tests.unit.test_tune_final import KEY, Run
+from tests.unit.test_tune_final import KEY, OTHER, Run
 
 FASTER = Versus(before=2.0, after=1.0, ratio=2.0, low=1.9, high=2.1)
 SLOWER = Versus(before=1.0, after=2.0, ratio=0.5, low=0.4, high=0.6)
@@ -59,6 +59,90 @@ def test_a_faster_model_is_used() -> None:
     found, run = decided(FASTER)
     assert found == {"model": pytest.approx(asdict(FASTER)), "not_compared": ""}
     assert run.records == run.notices == []
+
+
+class Inside:
+    """Untuned and tuned artifacts of two sizes; `times` are (untuned, tuned) ms by kernel and turn."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, times: dict[str, list[tuple[float, float]]]
+    ):
+        self.run: Any = Run({})
+        self.run.subject.symbols = ({KEY: ("k",), OTHER: ("o", "p")}, {KEY: ("k",)})
+        self.run.subject.farm = None
+        self.run.subject.device.threads = 1
+        self.made = 0
+        self.times = times
+        monkeypatch.setattr(whole, "tuned_pairs", self.pairs)
+        monkeypatch.setattr(whole.baseline, "kernels_in_turn", self.turns)
+
+    def pairs(self, run: Any, folder: Path) -> list[whole.Tuned]:
+        assert run is self.run
+        self.made += 1
+        tuned = {KEY: ("k2",), OTHER: ("o2",)}
+        return [
+            whole.Tuned(untuned=Path("a"), tuned=Path("b"), symbols=symbols)
+            for symbols in (tuned, {KEY: ("k2",)})
+        ]
+
+    def turns(self, before: Path, after: Path, *, threads: int) -> list[Any]:
+        assert (before, after, threads) == (Path("a"), Path("b"), 1)
+        rows = [
+            dict(zip(self.times, row, strict=True))
+            for row in zip(*self.times.values(), strict=True)
+        ]
+        return [
+            ({name: pair[0] for name, pair in row.items()},
+             {f"{name}2": pair[1] for name, pair in row.items()})
+            for row in rows
+        ]  # fmt: skip
+
+    def settled(self, *choices: Choice) -> list[Choice]:
+        found, made = whole.settle(self.run, list(choices), Path())
+        assert len(made) == (2 if choices else 0)
+        return found
+
+
+SECOND = Choice(key=OTHER, index=5, tuned=1.0, untuned=4.0, checked="agrees")
+
+
+def test_choices_that_are_faster_in_the_model_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OTHER has two kernels untuned, one of them slower than the one that it has tuned."""
+    times = {"k": [(3, 2), (9, 6), (3, 4)], "o": [(1, 3)] * 3, "p": [(3, 0)] * 3}
+    inside = Inside(monkeypatch, times)
+    assert inside.settled(CHOICE, SECOND) == [CHOICE, SECOND]
+    assert (inside.made, inside.run.records, inside.run.notices) == (1, [], [])
+
+
+def test_choices_that_are_slower_in_the_model_are_taken_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = {"k": [(2, 3), (6, 9), (4, 3)], "o": [(1, 3)] * 3, "p": [(3, 0)] * 3}
+    inside = Inside(monkeypatch, times)
+    first, second = inside.settled(CHOICE, SECOND)
+    assert (first.index, first.tuned, first.checked) == (FALLBACK, 4.0, "taken back")
+    assert second == SECOND
+    assert [(record.workload, record.index) for record in inside.run.records] == [(KEY, FALLBACK)]
+    (notice,) = inside.run.notices
+    assert KEY in notice.text
+    assert OTHER not in notice.text
+    assert inside.made == 2, "compiled again without it"
+
+
+def test_what_cannot_be_found_in_the_model_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = Inside(monkeypatch, {"other": [(1, 2)] * 3})
+    assert inside.settled(CHOICE) == [CHOICE]
+    default = Choice(key=KEY, index=FALLBACK, tuned=4.0, untuned=4.0, checked="default")
+    inside = Inside(monkeypatch, {"k": [(1, 2)] * 3})
+    assert inside.settled(default) == [default]
+    assert inside.run.notices == []
+    assert inside.settled() == []
+
+
+def test_other_devices_are_not_asked_for_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = Inside(monkeypatch, {"k": [(1, 2)] * 3})
+    inside.run.subject.farm = object()
+    assert inside.settled(CHOICE) == [CHOICE]
 
 
 def test_several_shapes_are_judged_together() -> None:
