@@ -47,7 +47,7 @@ class Choice:
         if index == self.index:
             return self
         tuned = self.untuned if before is None else before.cost
-        return replace(self, index=index, tuned=tuned, checked="taken back", before=None)
+        return replace(self, index=index, tuned=tuned, checked="taken back")
 
 
 def is_open(records: Iterable[Record]) -> bool:

@@ -194,6 +194,7 @@ def test_taking_back_to_the_choice_before(before: int, changes: bool) -> None:
     earlier = record(1.0, chosen=True, index=before)
     choice = Choice(key=KEY, index=3, tuned=2.0, untuned=4.0, checked="", before=earlier)
     assert take_back(run, [choice]) == changes
+    assert choice.undone.index == choice.undone.undone.index == before
     assert [(kept.index, kept.costs) for kept in run.records] == [(before, (1.0,))] * changes
 
 
