@@ -12,7 +12,7 @@ from mlc import api, isolate
 from mlc.artifact import read_manifest
 from mlc.cache import open_cache, source_digest
 from mlc.cpu import host_cpu, physical_cores
-from mlc.errors import UsageError
+from mlc.errors import BuildError, UsageError
 from mlc.model import TensorSpec
 from mlc.target import resolve
 from mlc.tune.peak import peak_gflops
@@ -96,7 +96,7 @@ def prepare(setup: Setup, subject: Subject) -> list[peers.Job]:
         artifacts[peers.UNTUNED] = folder / "untuned.mlc"
         compiled(setup, onnx, artifacts[peers.UNTUNED], without)
     if "tvmc" in setup.peers:
-        artifacts["tvmc"] = tvmc.package(onnx, setup.target, setup.trials)
+        artifacts["tvmc"] = _tvmc(setup, subject, onnx)
     return [
         peers.Job(
             peer=name, onnx=str(onnx), artifact=str(path), factory=subject.factory,
@@ -122,6 +122,15 @@ def compiled(setup: Setup, onnx: Path, artifact: Path, logs: Path) -> None:
     tuning.mlc(
         setup.commands, "compile", onnx, "-o", artifact, "--target", setup.target, "--logs", logs
     )
+
+
+def _tvmc(setup: Setup, subject: Subject, onnx: Path) -> Path:
+    """Return tvmc's package; where it fails one that is not there, so that the entrant fails, too."""
+    try:
+        return tvmc.package(onnx, setup.target, setup.trials)
+    except BuildError as error:
+        tuning.say(f"{subject.name}: tvmc failed: {error.message}")
+        return onnx.with_suffix(".no-package")
 
 
 def make_feed(fields: dict[str, Any], _on_event: OnEvent) -> None:

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.suite import __main__ as program
 from benchmarks.suite import chart, models, peers, race, setup, stats, table, worker
 from mlc.cpu import physical_cores
-from mlc.errors import MismatchError, RunError, UsageError
+from mlc.errors import BuildError, MismatchError, RunError, UsageError
 
 FACTS: dict[str, Any] = {
     "target": "llvm -mcpu=x", "trials": 0, "threads": 2, "rounds": 2, "seconds": 0.25,
@@ -157,6 +157,17 @@ def test_options_that_cannot_work(tmp_path: Path):
     setup.check(made_setup(tmp_path, peers=("tvmc",), threads=physical_cores()))
     with pytest.raises(UsageError, match="all cores"):
         setup.check(made_setup(tmp_path, peers=("tvmc",), threads=physical_cores() + 1))
+
+
+def test_a_model_that_tvmc_cannot_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def package(*_: Any) -> Path:
+        raise BuildError("no such operator")
+
+    monkeypatch.setattr(setup.tvmc, "package", package)
+    subject = models.SUBJECTS["mlp"]
+    found = setup._tvmc(made_setup(tmp_path, trials=1), subject, tmp_path / "mlp.onnx")
+    assert not found.exists()
+    assert found.parent == tmp_path
 
 
 def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path: Path):
