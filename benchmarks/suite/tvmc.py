@@ -6,9 +6,9 @@ records at its level 3. Options are its defaults; the CPU is named as mlc's targ
 
 Three things are helped along, or there would be less to compare: current onnx lacks a module that
 TVM's importer imports (`mlc.tvm_env`); models are brought to opset 17 where onnx's converter can
-do that, as TVM's importer does not see axes that are inputs (ReduceMean, since opset 18); and TIR's
-common subexpressions stay (LLVM finds them), since LLVM refuses what TVM says of vectors among them
-(MobileNetV2 did not compile).
+do that, as TVM's importer takes one of several axes that are an input (ReduceMean, since opset 18);
+and TIR's common subexpressions stay (LLVM finds them), since LLVM refuses what TVM says of vectors
+among them (MobileNetV2 did not compile).
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def _tune(task: Any, asked: Search, measurer: Measurer, target: str) -> list[Rec
         failed = result.error_no != 0
         return Record(
             workload=workload_key(task.workload),
-            config=given.config.to_json_dict(),
+            config={**given.config.to_json_dict(), "index": int(given.config.index)},
             target=target,
             device="",
             template_hash="",
@@ -149,7 +149,7 @@ class _Stopwatch:
         from tvm.autotvm.measure import MeasureResult
 
         found = []
-        for outcome in self.measurer.measure([(self.key, i.config.index) for i in inputs]):
+        for outcome in self.measurer.measure([(self.key, int(i.config.index)) for i in inputs]):
             error = REASONS[outcome.reason]
             costs = ("", outcome.message) if error else outcome.costs  # AutoTVM unpacks a pair
             spent = outcome.build_seconds + outcome.run_seconds
