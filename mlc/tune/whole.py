@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     Compare = Callable[[Path, Path], baseline.Versus]
 
 
+_NAMED = 3  # tasks in a notice
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
     """A tuned artifact beside the untuned one of the same sizes."""
@@ -64,8 +67,10 @@ def settle(run: Run, choices: list[Choice], folder: Path) -> tuple[list[Choice],
     if not take_back(run, slow):
         return choices, made
     undone = [c for c in slow if c.undone != c]
-    names = ", ".join(sorted(run.by_key[choice.key].id for choice in undone))
-    run.on_event(Notice(text=f"faster alone, but not in the model, so not used: {names}"))
+    names = [run.by_key[choice.key].id for choice in undone]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    text = f"faster alone, but not in the model, so not used: {', '.join(names[:_NAMED])}{more}"
+    run.on_event(Notice(text=text))
     choices = [c.undone if c in undone else c for c in choices]
     return choices, tuned_pairs(run, folder)
 
