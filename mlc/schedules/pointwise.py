@@ -261,16 +261,10 @@ def _schedule(s: Any, cfg: Any, conv: Any, out: Any) -> None:
 
 
 def _weights_weigh_more(sums: Any, acc: Any) -> bool:
-    """Return whether threads had better share filters than rows of the image.
-
-    A thread with rows of its own reads what it wrote a layer before, and all weights; one with filters of
-    its own reads those, and the whole image. The less is read twice, the better: caches of two cores may
-    be far apart (cores with separate L3 took twice as long for all of SqueezeNet).
-    """
+    """Return whether threads had better share filters than rows of the image."""
     _, blocks, positions, size = get_const_tuple(sums.shape)
     outer, inner = (int(axis.dom.extent) for axis in acc.op.reduce_axis)
-    filters, channels = blocks * size, outer * inner
-    return bool(filters * channels >= positions * (filters + channels))
+    return gemm.weights_weigh_more(int(positions), blocks * size, outer * inner)
 
 
 def takes(attrs: Any, inputs: Any, out_type: Any) -> bool:

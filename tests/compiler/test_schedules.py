@@ -404,3 +404,20 @@ def test_every_template_can_be_compared(tvm: Any) -> None:
 
     assert {DENSE, BATCH_MATMUL} <= set(LAYOUTS)
     assert list(itertools.chain(LAYOUTS[DENSE])) == ["MK", "NK", "MN"]
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k", "order"),
+    [
+        (128, 3072, 768, "columns"),
+        (128, 512, 512, "columns"),
+        (1, 1000, 512, "columns"),
+        (197, 768, 192, "rows"),
+        (1024, 2048, 512, "rows"),
+        (8192, 4096, 2048, "columns"),  # W is larger than caches are
+    ],
+)
+def test_threads_share_weights_where_they_weigh_more(m: int, n: int, k: int, order: str) -> None:
+    from mlc.schedules import gemm
+
+    assert gemm.default_order(gemm.Problem(m=m, n=n, k=k, lanes=8, registers=16)) == order
