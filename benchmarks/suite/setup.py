@@ -159,5 +159,7 @@ def check(setup: Setup) -> None:
     """Raise UsageError for what cannot work, before anything is done."""
     if setup.trials < 0 or setup.rounds < 1 or setup.threads < 1 or not setup.seconds > 0:
         raise UsageError("--trials needs 0 or more; --rounds, --threads and --seconds more than 0")
+    if "tvmc" in setup.peers and not setup.trials:
+        raise UsageError("the peer tvmc is timed tuned, as mlc then is", "add --trials 500")
     if "tvmc" in setup.peers and setup.threads != physical_cores():
         raise UsageError("the peer tvmc is tuned for all cores", "leave out --threads")

@@ -23,7 +23,6 @@ from benchmarks.tune.setup import once, progress, say
 from mlc import isolate, tvm_env
 from mlc.cache import key_of
 from mlc.target import resolve
-from mlc.tune.record import encode
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,7 +70,7 @@ def package(onnx: Path, target: str, trials: int) -> Path:
     )
     best = curves.best_of(equal.equal_split(asked, progress(f"{onnx.stem}, tasks")))
     records, made = folder / "best.jsonl", folder / "new.tar"
-    records.write_text("".join(encode(best[key]) + "\n" for key in sorted(best)))
+    equal.write(records, [best[key] for key in sorted(best)])
     say(f"{onnx.stem}: tvmc, compiling with {len(best)} records")
     whole = Step(onnx=str(onnx), target=chosen.tvm, records=str(records), package=str(made))
     isolate.call(f"{__name__}:compiled", whole)

@@ -85,7 +85,7 @@ def search(fields: dict[str, Any], on_event: OnEvent) -> None:
             log = Path(asked.folder) / f"{position:03}.jsonl"
             if not log.exists():
                 records = _tune(tasks[key], asked, measurer, chosen.tvm)
-                _write(log, records)
+                write(log, records)
             on_event(Progress(name="equal split", done=position + 1, total=len(asked.keys)))
 
 
@@ -189,7 +189,8 @@ def _settings(threads: int, asked: Search) -> Any:
     )
 
 
-def _write(path: Path, records: Sequence[Record]) -> None:
+def write(path: Path, records: Sequence[Record]) -> None:
+    """Write records, a line each: the whole file or none of it."""
     temporary = path.with_suffix(".new")
     temporary.write_text("".join(encode(record) + "\n" for record in records))
     temporary.replace(path)

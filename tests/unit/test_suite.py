@@ -154,9 +154,12 @@ def test_options_that_cannot_work(tmp_path: Path):
     for wrong in ({"trials": -1}, {"rounds": 0}, {"threads": 0}, {"seconds": 0.0}):
         with pytest.raises(UsageError):
             setup.check(made_setup(tmp_path, **wrong))
-    setup.check(made_setup(tmp_path, peers=("tvmc",), threads=physical_cores()))
+    tvmc = {"peers": ("tvmc",), "trials": 1}
+    setup.check(made_setup(tmp_path, **tvmc, threads=physical_cores()))
     with pytest.raises(UsageError, match="all cores"):
-        setup.check(made_setup(tmp_path, peers=("tvmc",), threads=physical_cores() + 1))
+        setup.check(made_setup(tmp_path, **tvmc, threads=physical_cores() + 1))
+    with pytest.raises(UsageError, match="timed tuned"):
+        setup.check(made_setup(tmp_path, peers=("tvmc",), threads=physical_cores()))
 
 
 def test_a_model_that_tvmc_cannot_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
