@@ -59,19 +59,19 @@ def settle(run: Run, choices: list[Choice], folder: Path) -> tuple[list[Choice],
     if not choices:
         return [], []
     made = tuned_pairs(run, folder)
-    if run.subject.farm is not None:
+    open_to_change = [choice for choice in choices if choice.undone != choice]
+    if run.subject.farm is not None or not open_to_change:
         return choices, made
     threads = run.subject.device.threads
     rounds = [baseline.kernels_in_turn(*pair.paths, threads=threads) for pair in made]
-    slow = [c for c in choices if not _faster_inside(run, c, made, rounds)]
+    slow = [c for c in open_to_change if not _faster_inside(run, c, made, rounds)]
     if not take_back(run, slow):
         return choices, made
-    undone = [c for c in slow if c.undone != c]
-    names = [run.by_key[choice.key].id for choice in undone]
+    names = [run.by_key[choice.key].id for choice in slow]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     text = f"faster alone, but not in the model, so not used: {', '.join(names[:_NAMED])}{more}"
     run.on_event(Notice(text=text))
-    choices = [c.undone if c in undone else c for c in choices]
+    choices = [c.undone if c in slow else c for c in choices]
     return choices, tuned_pairs(run, folder)
 
 
