@@ -45,6 +45,8 @@ def _evaluate(call: Any, args: Sequence[Any]) -> Any:
     if not isinstance(call.op, ir.Op) or call.op.name not in EVALUATORS:
         return None
     operands = [_value(arg) for arg in args]
+    if call.op.name == "shape_of":
+        operands = [_static_shape(call.args[0])]
     if any(operand is None for operand in operands) or _grows(call, operands):
         return None
     result = EVALUATORS[call.op.name](operands, call.attrs, call.checked_type)
@@ -183,8 +185,18 @@ def _split(operands: Sequence[Any], attrs: Any, _kind: Any) -> Any:
     return np.split(operands[0], where, axis=int(attrs.axis))
 
 
+def _static_shape(expr: Any) -> Array | None:
+    """Return the shape of a typed tensor, which need not be constant; None where a size is open."""
+    from tvm import tir
+
+    shape = expr.checked_type.shape
+    if not all(isinstance(size, tir.IntImm) for size in shape):
+        return None
+    return np.array([size.value for size in shape], np.int64)
+
+
 def _shape_of(operands: Sequence[Any], _attrs: Any, _kind: Any) -> Any:
-    return np.array(operands[0].shape)
+    return operands[0]
 
 
 def _layout_transform(operands: Sequence[Any], attrs: Any, _kind: Any) -> Any:

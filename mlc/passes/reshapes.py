@@ -1,4 +1,7 @@
-"""Move reshapes behind element-wise operators, so that these fuse with the layer before them.
+"""See reshapes where they are, and move them behind element-wise operators, which then fuse.
+
+A reshape moves no data and is no kernel. A transpose is one if the axes longer than one keep their
+order, a stack if it has one tensor: layers of sequences at batch 1 are full of both.
 
 A dense layer takes a matrix [m, n]; what comes of it is reshaped to the model's [batch, length, n], and
 nothing behind a reshape joins the layer's kernel. Bias, GELU, residual and layer norm work as well on
@@ -23,6 +26,31 @@ MOVES = frozenset(
 )  # fmt: skip
 
 Shape = tuple[int, ...]
+
+
+def see_reshapes(module: Any) -> Any:
+    """Return the module with transposes and stacks that keep elements in their order as reshapes."""
+    return rewrite_main(module, _seen)
+
+
+def _seen(call: Any, args: Sequence[Any]) -> Any:
+    from tvm import relay
+
+    name, shape = getattr(call.op, "name", ""), _shape(call)
+    if shape is None:
+        return None
+    if name == "stack" and isinstance(args[0], relay.Tuple) and len(args[0].fields) == 1:
+        return relay.reshape(args[0].fields[0], shape)
+    return relay.reshape(args[0], shape) if name == "transpose" and _keeps_order(call) else None
+
+
+def _keeps_order(call: Any) -> bool:
+    """Return whether a transpose leaves the axes longer than one in their order."""
+    before, axes = _shape(call.args[0]), call.attrs.axes
+    if before is None or axes is None:
+        return False
+    long = [axis for axis in (int(axis) % len(before) for axis in axes) if before[axis] > 1]
+    return long == sorted(long)
 
 
 def sink_reshapes(module: Any) -> Any:

@@ -22,7 +22,7 @@ from mlc.passes.narrow import take_narrow
 from mlc.passes.norm import take_layer_norm
 from mlc.passes.pack import pack_dense
 from mlc.passes.recurrent import write_out_recurrent
-from mlc.passes.reshapes import sink_reshapes
+from mlc.passes.reshapes import see_reshapes, sink_reshapes
 from mlc.passes.scale import fold_backward, fold_forward
 from mlc.passes.whole import NAMES, take_whole
 from mlc.passes.winograd import take_winograd
@@ -94,6 +94,8 @@ PASSES: tuple[Pass, ...] = (
          help="evaluate what depends on weights alone, with numpy"),
     Pass(name="eliminate-common-subexpressions", stage="relay", level=2,
          run=_relay("EliminateCommonSubexpr"), help="compute equal expressions once"),
+    Pass(name="see-reshapes", stage="relay", level=2, needs=("transpose", "stack"), run=see_reshapes,
+         needs_sizes=True, help="transposes and stacks that keep the order of elements are reshapes"),
     Pass(name="layer-norm", stage="relay", level=3, needs=("mean",), run=take_layer_norm,
          for_cpu=True, help="layer norm over the last axis as one operator"),
     Pass(name="sink-reshapes", stage="relay", level=3, needs=("nn.dense",), run=sink_reshapes,

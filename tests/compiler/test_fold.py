@@ -191,6 +191,16 @@ def test_a_folded_value_is_what_tvm_computes(position: int, by_tvm: Any) -> None
         np.testing.assert_allclose(array, expected, rtol=1e-6)
 
 
+def test_a_shape_is_known_without_its_tensor() -> None:
+    from tvm import relay
+
+    x = relay.var("x", shape=(3, 7), dtype="float32")
+    (shape,) = folded(relay.shape_of(x, "int64")) or [None]
+    np.testing.assert_array_equal(shape, [3, 7])
+    y = relay.var("y", shape=(relay.Any(), 7), dtype="float32")
+    assert folded(relay.shape_of(y, "int64")) is None
+
+
 # --- what must stay in the graph -----------------------------------------------------------------
 
 
