@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SOFTMAX, LAYER_NORM = "mlc.softmax", "mlc.layer_norm"
 _TAG = "mlc_rows"
+_CHAINS = 4  # of vectors: what an addition takes
 _SERIAL_ELEMENTS = 1 << 13  # a few microseconds: waking the other threads takes as long
 
 
@@ -110,13 +111,37 @@ def _vectors(data: Any, padding: Any) -> Any:
 
 
 def _over_row(vectors: Any, reducer: Callable[..., Any]) -> Any:
-    """Return each row of [..., c, lanes] reduced, in two steps."""
+    """Return each row of [..., c, lanes] reduced: several vectors at a time, those to one, its halves.
+
+    One operation waits for the one before, so a single chain of them would take four times as long.
+    """
     *rows, count, lanes = get_const_tuple(vectors.shape)
-    c, lane = te.reduce_axis((0, count), "c"), te.reduce_axis((0, lanes), "lane")
+    chains = _CHAINS if isinstance(count, int) and count % _CHAINS == 0 else 1
+    c = te.reduce_axis((0, count // chains), "c")
     partial = te.compute(
-        (*rows, lanes), lambda *at: reducer(vectors(*at[:-1], c, at[-1]), axis=c), name="partial"
+        (*rows, chains, lanes),
+        lambda *at: reducer(vectors(*at[:-2], c * chains + at[-2], at[-1]), axis=c),
+        name="partial",
     )
-    return te.compute(rows, lambda *i: reducer(partial(*i, lane), axis=lane), name="reduced")
+    chain = te.reduce_axis((0, chains), "chain")
+    halves = te.compute(
+        (*rows, lanes),
+        lambda *at: reducer(partial(*at[:-1], chain, at[-1]), axis=chain),
+        name="joined",
+    )
+    while lanes > 1:
+        lanes //= 2
+        halves = _halved(halves, (*rows, lanes), reducer)
+    return te.compute(rows, lambda *i: halves(*i, 0), name="reduced")
+
+
+def _halved(vector: Any, shape: tuple[Any, ...], reducer: Callable[..., Any]) -> Any:
+    half = te.reduce_axis((0, 2), "half")
+    return te.compute(
+        shape,
+        lambda *at: reducer(vector(*at[:-1], half * shape[-1] + at[-1]), axis=half),
+        name="halves",
+    )
 
 
 def schedule(outs: Any) -> Any:
@@ -138,8 +163,22 @@ def _schedule(s: Any, _config: Any, result: Any, out: Any) -> None:
     s[out].vectorize(lane)
     s[out].pragma(lane, MARK, True)
     for stage in inner(result):
+        if stage.name == "squares" or _is_view(stage):
+            s[stage].compute_inline()
+            continue
         s[stage].compute_at(s[out], place)
         schedule_step(s, stage)
+
+
+def _is_view(stage: Any) -> bool:
+    """Return whether a row is read from its tensor each time: no registers could hold a copy."""
+    if stage.name != "row":
+        return False
+    (data,) = stage.op.input_tensors
+    *_, n = get_const_tuple(data.shape)
+    lanes = get_simd_32bit_lanes()
+    whole = gemm.is_multiple(n, lanes) and isinstance(data.op, te.PlaceholderOp)
+    return whole and n > gemm.registers() // 2 * lanes
 
 
 def schedule_step(s: Any, stage: Any) -> None:
@@ -149,10 +188,13 @@ def schedule_step(s: Any, stage: Any) -> None:
         s[stage].vectorize(axes[-1])
         s[stage].pragma(axes[-1], MARK, True)
     elif stage.name == "partial":
-        s[stage].reorder(*axes[:-1], *reduced, axes[-1])
+        s[stage].reorder(*axes[:-2], *reduced, *axes[-2:])
+        s[stage].unroll(axes[-2])
         s[stage].vectorize(axes[-1])
     elif reduced:
+        s[stage].reorder(*axes[:-1], *reduced, axes[-1])
         s[stage].unroll(reduced[0])
+        s[stage].vectorize(axes[-1])
 
 
 def inner(result: Any) -> list[Any]:

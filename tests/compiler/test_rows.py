@@ -22,7 +22,7 @@ Array = np.ndarray
 Run = Callable[..., Array]
 
 # Rows and columns: one, less than a vector, whole vectors, tails; more axes than two.
-SHAPES = [(1, 1), (3, 7), (197, 197), (2, 1000), (5, 64), (2, 3, 5, 33)]
+SHAPES = [(1, 1), (3, 7), (197, 197), (2, 1000), (5, 64), (2, 3, 5, 33), (3, 512), (2, 272)]
 
 
 @pytest.fixture(scope="module", params=["llvm", "x86-64-v3", "x86-64-v2"])
