@@ -58,6 +58,11 @@ class Layer:
         """The operations of one step's product, a multiply-add counted as two."""
         return 2 * self.batch * self.gates * self.hidden
 
+    @property
+    def parallel(self) -> bool:
+        """Whether threads share the columns of a step's product."""
+        return self.flops >= _PARALLEL_FLOPS
+
 
 def recurrent(
     kind: str, operands: tuple[Any, Any, Any, Any, Any], *, reverse: bool = False
@@ -140,7 +145,13 @@ def _kernel(layer: Layer, ins: Any, outs: Any) -> Any:
             cell[b, j] = first_cell[b, j]
     with ib.for_range(0, layer.steps, name="step") as step:
         t = layer.steps - 1 - step if layer.reverse else step
-        _product(ib, layer, state, weight, gates)
+        if layer.parallel:
+            _product(ib, layer, _Product(state, weight, gates))
+        else:
+            with ib.if_scope(step % 2 == 0):
+                _product(ib, layer, _Product(state, weight, gates))
+            with ib.else_scope():
+                _product(ib, layer, _Product(state, weight, gates, backwards=True))
         with ib.for_range(0, layer.batch, name="b") as b:
             _cell(ib, layer, _Row(b, t, x, bias, gates, state, cell))
             for j in _vectors(ib, layer.hidden):
@@ -167,29 +178,40 @@ def _lanes(ib: Any, width: int) -> Any:
     return ib.for_range(0, width, "lane", kind="vectorize" if width > 1 else "serial")
 
 
-def _product(ib: Any, layer: Layer, state: Any, weight: Any, gates: Any) -> None:
-    """Write gates = state x weight, panel by panel of as many vectors as the registers hold."""
+def _product(ib: Any, layer: Layer, product: _Product) -> None:
+    """Write gates = state x weight, panel by panel of as many vectors as the registers hold.
+
+    One thread goes through the weights forwards and backwards in turn: what a step read last, and is
+    still in L1, the next one reads first. More threads get narrower panels, for there to be enough.
+    """
     lanes = get_simd_32bit_lanes()
     rows = next(rows for rows in (4, 2, 1) if layer.batch % rows == 0)
-    columns = min(8, (16 if lanes == 16 else 8) // rows) * lanes
-    kind = "parallel" if layer.flops >= _PARALLEL_FLOPS else "serial"
+    most = 16 if lanes == 16 and not layer.parallel else 8
+    columns = min(most, (16 if lanes == 16 else 8) // rows) * lanes
+    kind = "parallel" if layer.parallel else "serial"
+    whole = layer.gates // columns
 
     def panel(first: Any, widths: list[int]) -> None:
         with ib.for_range(0, layer.batch // rows, name="block") as block:
-            _tile(ib, layer, (state, weight, gates), (block * rows, rows), (first, widths))
+            _tile(ib, layer, product, (block * rows, rows), (first, widths))
 
-    whole = layer.gates // columns
-    with ib.for_range(0, whole, name="panel", kind=kind) as p:
-        panel(p * columns, [lanes] * (columns // lanes))
-    rest = layer.gates - whole * columns
-    if rest:
-        tail = [rest % lanes] if rest % lanes else []
-        panel(whole * columns, [lanes] * (rest // lanes) + tail)
+    def panels() -> None:
+        with ib.for_range(0, whole, name="panel", kind=kind) as p:
+            panel(product.turned(p, whole) * columns, [lanes] * (columns // lanes))
+
+    def last() -> None:
+        rest = layer.gates - whole * columns
+        if rest:
+            tail = [rest % lanes] if rest % lanes else []
+            panel(whole * columns, [lanes] * (rest // lanes) + tail)
+
+    for part in (last, panels) if product.backwards else (panels, last):
+        part()
 
 
-def _tile(ib: Any, layer: Layer, tensors: Any, down: Any, across: Any) -> None:
+def _tile(ib: Any, layer: Layer, product: _Product, down: Any, across: Any) -> None:
     """Write one register tile: `rows` from `row` on, vectors of these `widths` from column `first`."""
-    state, weight, gates = tensors
+    state, weight, gates = product.state, product.weight, product.gates
     (row, rows), (first, widths) = down, across
     starts = [sum(widths[:k]) for k in range(len(widths))]
     size = sum(widths)
@@ -217,10 +239,24 @@ def _tile(ib: Any, layer: Layer, tensors: Any, down: Any, across: Any) -> None:
     whole = layer.hidden // _UNROLL
     with ib.for_range(0, whole, name="k") as k:
         for inner in range(_UNROLL):
-            each(add(k * _UNROLL + inner))
+            each(add(product.turned(k * _UNROLL + inner, layer.hidden)))
     for k in range(whole * _UNROLL, layer.hidden):
-        each(add(k))
+        each(add(product.turned(k, layer.hidden)))
     each(store)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """The tensors of gates = state x weight, and which way through the weights."""
+
+    state: Any
+    weight: Any
+    gates: Any
+    backwards: bool = False
+
+    def turned(self, position: Any, count: int) -> Any:
+        """Return the position out of `count` that comes then, on this way."""
+        return count - 1 - position if self.backwards else position
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ from tests.compiler.test_microsoft import expected
 
 f = models.floats
 
-# steps, batch, width, hidden: less than a vector, with a tail, whole ones, rows by 4 and 2, threads.
-SIZES = [(3, 1, 2, 1), (4, 2, 3, 5), (3, 4, 8, 16), (5, 3, 7, 37), (2, 6, 9, 24), (2, 1, 4, 300)]
+# steps, batch, width, hidden: less than a vector, with a tail, whole ones, rows by 4 and 2, threads;
+# one and more panels of as many vectors as registers hold, with a rest, there and back.
+SIZES = [(3, 1, 2, 1), (4, 2, 3, 5), (3, 4, 8, 16), (5, 3, 7, 37), (2, 6, 9, 24), (2, 1, 4, 300),
+         (5, 1, 4, 70), (4, 1, 2, 131)]  # fmt: skip
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
 
