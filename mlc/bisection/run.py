@@ -18,13 +18,14 @@ from mlc.bisection.diverging import Cutter, Part
 from mlc.bisection.graph import Graph, Step
 from mlc.bisection.levels import Blame, blame, lowest
 from mlc.bisection.search import BAD, GOOD, UNCLEAR
-from mlc.bisection.trial import OK, Outcome, Trials
+from mlc.bisection.trial import OK, Outcome, Trials, check_fit
 from mlc.errors import ModelError, UsageError
 from mlc.events import OnEvent, Stage
 from mlc.frontend import shapes
 from mlc.new_file import new_file
 from mlc.options import OPT_LEVELS, BisectOptions, CompileOptions
 from mlc.passes.table import pipeline
+from mlc.target import resolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,8 @@ def bisect(options: BisectOptions, on_event: OnEvent) -> BisectReport:
 
     Raises:
         ModelError: the model cannot be imported, or not be run by the reference.
-        UsageError: an option is wrong, or `output` cannot be written.
+        UsageError: an option is wrong, `output` cannot be written, or this machine cannot run code
+            for the target.
         TargetError, MissingToolError: the target is unknown, or cannot be compiled for.
     """
     _check(options)
@@ -98,6 +100,9 @@ def _check(options: BisectOptions) -> None:
     output = Path(options.output)
     shapes.parse(options.shapes)
     driver.check_open(options.target, options.shapes, options.dynamic)
+    target = resolve(options.target)
+    # Before a cross linker is looked for; what its CPU has beyond that is known when code is made.
+    check_fit({"kind": target.kind, "triple": target.triple, "features": target.features})
     if options.opt_level not in OPT_LEVELS:
         raise UsageError(f"there is no level -O{options.opt_level}", "use -O0, -O1, -O2 or -O3")
     if output.suffix != ".onnx":

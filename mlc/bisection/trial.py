@@ -6,12 +6,15 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlc import isolate
 from mlc.errors import ArtifactError, BuildError, ModelError, RunError, UsageError
 from mlc.events import OnEvent, Stage
 from mlc.options import CompileOptions, VerifyOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 OK, MISMATCH, FAILURE, REFUSED = "ok", "mismatch", "failure", "refused"
 
@@ -40,15 +43,11 @@ def run(options: CompileOptions, inputs: Path | None, on_event: OnEvent) -> dict
         MlcError: the candidate cannot be compiled or run.
     """
     from mlc import artifact, driver
-    from mlc.cpu import host_cpu
-    from mlc.fit import misfit
     from mlc.runtime.verify import verify
 
     output = Path(str(options.output))
     contents = driver.build_only(options, on_event).contents
-    why = misfit(contents.manifest["target"], host_cpu())
-    if why:
-        raise UsageError(f"this machine cannot run the candidates: {why}", "leave out --target")
+    check_fit(contents.manifest["target"])
     artifact.save(contents, output)
     del contents
     asked = VerifyOptions(
@@ -60,6 +59,16 @@ def run(options: CompileOptions, inputs: Path | None, on_event: OnEvent) -> dict
     result = verify(asked, same_model=True)
     text = "\n".join(str(check) for check in result.outputs if not check.passed)
     return {**result.to_json(), "text": text}
+
+
+def check_fit(target: Mapping[str, Any]) -> None:
+    """Raise UsageError if this machine cannot run code for a manifest's target."""
+    from mlc.cpu import host_cpu
+    from mlc.fit import misfit
+
+    why = misfit(target, host_cpu())
+    if why:
+        raise UsageError(f"this machine cannot run the candidates: {why}", "leave out --target")
 
 
 class Trials:
