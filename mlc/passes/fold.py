@@ -44,9 +44,10 @@ def _evaluate(call: Any, args: Sequence[Any]) -> Any:
 
     if not isinstance(call.op, ir.Op) or call.op.name not in EVALUATORS:
         return None
-    operands = [_value(arg) for arg in args]
-    if call.op.name == "shape_of":
-        operands = [_static_shape(call.args[0])]
+    if call.op.name == "shape_of":  # of a tensor that need not be constant
+        operands = [_of_its_shape(arg) for arg in call.args]
+    else:
+        operands = [_value(arg) for arg in args]
     if any(operand is None for operand in operands) or _grows(call, operands):
         return None
     result = EVALUATORS[call.op.name](operands, call.attrs, call.checked_type)
@@ -73,6 +74,14 @@ def _value(expr: Any) -> Any:
         fields = [_value(field) for field in expr.fields]
         return None if any(field is None for field in fields) else fields
     return None
+
+
+def _of_its_shape(expr: Any) -> Array | None:
+    """Return a view of one number in a typed tensor's shape; None where a size is open."""
+    try:
+        return np.broadcast_to(np.float32(0), _shape(expr.checked_type))
+    except TypeError:
+        return None
 
 
 def _grows(call: Any, operands: Sequence[Any]) -> bool:
@@ -185,18 +194,8 @@ def _split(operands: Sequence[Any], attrs: Any, _kind: Any) -> Any:
     return np.split(operands[0], where, axis=int(attrs.axis))
 
 
-def _static_shape(expr: Any) -> Array | None:
-    """Return the shape of a typed tensor, which need not be constant; None where a size is open."""
-    from tvm import tir
-
-    shape = expr.checked_type.shape
-    if not all(isinstance(size, tir.IntImm) for size in shape):
-        return None
-    return np.array([size.value for size in shape], np.int64)
-
-
 def _shape_of(operands: Sequence[Any], _attrs: Any, _kind: Any) -> Any:
-    return operands[0]
+    return np.array(operands[0].shape)
 
 
 def _layout_transform(operands: Sequence[Any], attrs: Any, _kind: Any) -> Any:

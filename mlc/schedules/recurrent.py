@@ -144,7 +144,7 @@ def _kernel(layer: Layer, ins: Any, outs: Any) -> Any:
             state[b, j] = first_state[b, j]
             cell[b, j] = first_cell[b, j]
     with ib.for_range(0, layer.steps, name="step") as step:
-        t = layer.steps - 1 - step if layer.reverse else step
+        t = _turned(step, layer.steps, layer.reverse)
         if layer.parallel:
             _product(ib, layer, _Product(state, weight, gates))
         else:
@@ -157,6 +157,11 @@ def _kernel(layer: Layer, ins: Any, outs: Any) -> Any:
             for j in _vectors(ib, layer.hidden):
                 y[t, b, j] = state[b, j]
     return ib.get()
+
+
+def _turned(position: Any, count: int, backwards: bool) -> Any:
+    """Return the position out of `count` that comes then, from the last to the first if backwards."""
+    return count - 1 - position if backwards else position
 
 
 def _vectors(ib: Any, size: int) -> Any:
@@ -186,8 +191,8 @@ def _product(ib: Any, layer: Layer, product: _Product) -> None:
     """
     lanes = get_simd_32bit_lanes()
     rows = next(rows for rows in (4, 2, 1) if layer.batch % rows == 0)
-    most = 16 if lanes == 16 and not layer.parallel else 8
-    columns = min(most, (16 if lanes == 16 else 8) // rows) * lanes
+    vectors = (16 if lanes == 16 else 8) // rows
+    columns = (min(8, vectors) if layer.parallel else vectors) * lanes
     kind = "parallel" if layer.parallel else "serial"
     whole = layer.gates // columns
 
@@ -197,7 +202,7 @@ def _product(ib: Any, layer: Layer, product: _Product) -> None:
 
     def panels() -> None:
         with ib.for_range(0, whole, name="panel", kind=kind) as p:
-            panel(product.turned(p, whole) * columns, [lanes] * (columns // lanes))
+            panel(_turned(p, whole, product.backwards) * columns, [lanes] * (columns // lanes))
 
     def last() -> None:
         rest = layer.gates - whole * columns
@@ -239,9 +244,9 @@ def _tile(ib: Any, layer: Layer, product: _Product, down: Any, across: Any) -> N
     whole = layer.hidden // _UNROLL
     with ib.for_range(0, whole, name="k") as k:
         for inner in range(_UNROLL):
-            each(add(product.turned(k * _UNROLL + inner, layer.hidden)))
+            each(add(_turned(k * _UNROLL + inner, layer.hidden, product.backwards)))
     for k in range(whole * _UNROLL, layer.hidden):
-        each(add(product.turned(k, layer.hidden)))
+        each(add(_turned(k, layer.hidden, product.backwards)))
     each(store)
 
 
@@ -253,10 +258,6 @@ class _Product:
     weight: Any
     gates: Any
     backwards: bool = False
-
-    def turned(self, position: Any, count: int) -> Any:
-        """Return the position out of `count` that comes then, on this way."""
-        return count - 1 - position if self.backwards else position
 
 
 @dataclass(frozen=True)

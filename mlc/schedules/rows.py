@@ -1,9 +1,9 @@
-"""Softmax and layer norm of rows, in float32: one kernel, each row read once, all on vectors.
+"""Softmax and layer norm of rows, in float32: one kernel, each row fetched once, all on vectors.
 
 A row is cut into vectors of the target, `lanes` wide: x[row, c, lane] is element c * lanes + lane. So a
 reduction is one over c, on vectors, and then one over the lanes. Rows are done in parallel; what
-a row needs in between stays in L1. A row that is no whole number of vectors is padded in a
-buffer, with what the reduction ignores.
+a row needs in between stays in L1, long rows themselves. A row that is no whole number of vectors
+is padded in a buffer, with what the reduction ignores.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _over_row(vectors: Any, reducer: Callable[..., Any]) -> Any:
     One operation waits for the one before, so a single chain of them would take four times as long.
     """
     *rows, count, lanes = get_const_tuple(vectors.shape)
-    chains = _CHAINS if isinstance(count, int) and count % _CHAINS == 0 else 1
+    chains = _CHAINS if gemm.is_multiple(count, _CHAINS) else 1
     c = te.reduce_axis((0, count // chains), "c")
     partial = te.compute(
         (*rows, chains, lanes),
