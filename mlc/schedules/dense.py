@@ -28,17 +28,22 @@ def dense(cfg: Any, data: Any, weight: Any, units: int) -> Any:
     m, k = get_const_tuple(data.shape)
     known = gemm.problem(m, int(units), k)
     gemm.define(cfg, known)
-    tile = list(cfg["tile"].val)
+    tile, width = list(cfg["tile"].val), 0
     if len(weight.shape) == 2 and autotvm.GLOBAL_SCOPE.in_tuning:
         weight = te.placeholder(known.panels(tile), weight.dtype, name="packed_weight")
     if len(weight.shape) == 3:
         assert get_const_tuple(weight.shape) == known.panels(tile), "packed for another config"
+        width = known.width(tile)
 
         def panel(_batch: Any, *position: Any) -> Any:
             return weight(*position)
     else:
         panel = gemm.pack(known, tile, lambda _batch, n, step: weight[n, step])
-    return gemm.product(known, tile, lambda _batch, i, step: data[i, step], panel, batched=False)
+
+    def row(_batch: Any, i: Any, step: Any) -> Any:
+        return data[i, step]
+
+    return gemm.product(known, tile, row, panel, batched=False, width=width)
 
 
 @autotvm.register_topi_schedule(TEMPLATE)  # type: ignore[untyped-decorator]

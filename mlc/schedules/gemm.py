@@ -12,8 +12,9 @@ L2 fast enough, and both only cost.
         C[rows, columns] = epilogue(acc)                   what Relay fused behind the product
 
 W is packed in panels [N / columns, K, columns], padded with zeros: each step of k reads one
-contiguous row. A tile below the last row of A computes that row again, so that its loops have no
-conditions; what lies outside C is not stored.
+contiguous row, or one of each of two panels where C is a single row. A tile below the last row of A
+computes that row again, so that its loops have no conditions, and the panel behind the last one is the
+last again; what lies outside C is not stored.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _PANELS = "panels"
 # them fall into one set of the L1 cache, which has 8 ways: more rows took 15 % longer there.
 _ROWS = (1, 2, 3, 4, 5, 6, 7, 8)
 _MORE_ROWS = (10, 12, 14)  # for tuning only
-_VECTORS = (1, 2, 3, 4, 6, 8)
+VECTORS = (1, 2, 3, 4, 6, 8)
 _UNROLL = (1, 2, 4, 8)
 _ORDERS = ("rows", "columns")
 
@@ -75,24 +76,39 @@ class Problem:
         return (self.m + rows - 1) // rows, (self.n + columns - 1) // columns
 
     def panels(self, tile: list[int]) -> tuple[int, int, int]:
-        """Return the shape of packed weights: panels, k, columns."""
-        return self.tiles(*tile)[1], self.k, tile[1] * self.lanes
+        """Return the shape of weights that are packed for good: panels, k, columns."""
+        width = self.width(tile)
+        return (self.n + width - 1) // width, self.k, width
+
+    def width(self, tile: list[int]) -> int:
+        """Return the columns of such a panel: those of a tile, or half of them for a single row.
+
+        One row waits for W, which it reads once: as two streams it took 0.85 to 0.91 of the time from L3
+        (measured; four were no better, and two rows or more took as long as with one).
+        """
+        single = isinstance(self.m, int) and self.m == 1 and tile[1] % 2 == 0
+        return tile[1] * self.lanes // (2 if single else 1)
+
+    def fits(self, rows: int, vectors: int) -> bool:
+        """Return whether the registers hold a tile, and it does not wait for its own sums.
+
+        Beside the accumulators a tile needs a register for each vector of W and one for A; fewer
+        than four accumulators wait.
+        """
+        least = min(4, self.m * -(-self.n // self.lanes))
+        needed = rows * vectors + vectors + 1
+        return needed <= self.registers and rows * vectors >= least
 
     def candidates(self, *, default: bool = False) -> Iterator[list[int]]:
         """Yield the register tiles [rows, vectors] worth trying, smallest first.
 
-        Beside the accumulators a tile needs a register for each vector of W and one for A; with
-        fewer than four accumulators it waits for its own sums. Of tiles that cover C in equally
-        many steps only the smallest is worth trying.
+        Of tiles that cover C in equally many steps only the smallest is worth trying.
         """
         seen = set()
-        least = min(4, self.m * -(-self.n // self.lanes))
         for rows in _ROWS if default else _ROWS + _MORE_ROWS:
-            for vectors in _VECTORS:
-                registers = rows * vectors + vectors + 1
-                fits = registers <= self.registers and rows * vectors >= least
+            for vectors in VECTORS:
                 tiles = self.tiles(rows, vectors)
-                if fits and tiles not in seen:
+                if self.fits(rows, vectors) and tiles not in seen:
                     seen.add(tiles)
                     yield [rows, vectors]
 
@@ -145,16 +161,23 @@ def default_tile(known: Problem, *, in_place: bool = False) -> list[int]:
 def modelled_cycles(known: Problem, rows: int, vectors: int) -> float:
     """Return the cycles that one step of k takes, summed over the tiles of C.
 
-    A core starts two multiply-adds and two loads a cycle; a multiply-add takes four, so that fewer
-    than eight accumulators wait for each other; and a row of W comes from L2 or L3 at 16 bytes a cycle.
     Eight threads are assumed to share the tiles, the last round of them perhaps not full.
     """
-    products, loads = rows * vectors / 2, (rows + vectors) / 2
-    bytes_of_w = vectors * known.lanes * 4
     down, across = known.tiles(rows, vectors)
     tiles = known.batch * down * across
     rounds = -(-tiles // 8) * 8 if tiles > 8 else tiles
-    return rounds * max(products, loads, 4, bytes_of_w / 16)
+    return rounds * cycles_of_a_step(known, rows, vectors)
+
+
+def cycles_of_a_step(known: Problem, rows: int, vectors: int) -> float:
+    """Return the cycles that one step of k takes for one tile, modelled.
+
+    A core starts two multiply-adds and two loads a cycle; a multiply-add takes four, so that fewer
+    than eight accumulators wait for each other; and a row of W comes from L2 or L3 at 16 bytes a cycle.
+    """
+    products, loads = rows * vectors / 2, (rows + vectors) / 2
+    bytes_of_w = vectors * known.lanes * 4
+    return max(products, loads, 4, bytes_of_w / 16)
 
 
 def default_order(known: Problem) -> str:
@@ -184,6 +207,7 @@ def product(
     a: Callable[..., Any],
     w: Callable[..., Any],
     batched: bool,
+    width: int = 0,
 ) -> Any:
     """Return C as a tensor [m, n], or [batch, m, n] when `batched`.
 
@@ -193,6 +217,7 @@ def product(
         a: A's element for (batch, row < m, k).
         w: W's element for (batch, panel, k, column in the panel).
         batched: whether C has the axis of the batch.
+        width: columns of a panel, a part of those of the tile (0: all of them).
     """
     down, across = known.tiles(*tile)
     rows, columns = tile[0], tile[1] * known.lanes
@@ -201,9 +226,15 @@ def product(
     def row(i: Any) -> Any:
         return i if is_multiple(known.m, rows) else tir.min(i, known.m - 1)
 
+    width = width or columns
+    whole = width == columns or is_multiple(known.n, columns)
+
+    def panel(j: Any) -> Any:
+        return j // width if whole else tir.min(j // width, (known.n - 1) // width)
+
     acc = te.compute(
         (known.batch, down * rows, across * columns),
-        lambda b, i, j: te.sum(a(b, row(i), step) * w(b, j // columns, step, j % columns), step),
+        lambda b, i, j: te.sum(a(b, row(i), step) * w(b, panel(j), step, j % width), step),
         name="acc",
     )
     if batched:

@@ -61,7 +61,12 @@ def dense(data: Any, weight: Any, units: int) -> Any:
 
     in_panels = len(weight.shape) == 3
     panel = packed if in_panels else gemm.pack(known, tile, lambda _b, n, step: weight[n, step])
-    return gemm.product(known, tile, lambda _b, i, step: data[i, step], panel, batched=False)
+    width = known.width(tile) if in_panels else 0
+
+    def row(_batch: Any, i: Any, step: Any) -> Any:
+        return data[i, step]
+
+    return gemm.product(known, tile, row, panel, batched=False, width=width)
 
 
 def batch_matmul(a: Any, b: Any, transpose_a: bool, transpose_b: bool) -> Any:

@@ -37,9 +37,9 @@ node = helper.make_node
 # (m, n, k): whole tiles, tails in every direction, one row, one column, less than a vector.
 SHAPES = [
     (16, 96, 32), (22, 48, 20), (7, 33, 129), (1, 1, 5), (3, 100, 17), (31, 257, 9), (1, 130, 7),
-    (13, 1, 3), (9, 16, 1),
+    (13, 1, 3), (9, 16, 1), (1, 530, 33),
 ]  # fmt: skip
-BATCHES = [(5, 7, 13, 11), (2, 9, 64, 8), (3, 1, 17, 4)]
+BATCHES = [(5, 7, 13, 11), (2, 9, 64, 8), (3, 1, 17, 4), (2, 1, 384, 5), (2, 1, 130, 5)]
 
 
 @pytest.fixture(scope="module", params=["llvm", "x86-64-v3", "x86-64-v2"])
@@ -116,12 +116,21 @@ def test_dense(target: Any, tuning: None, m: int, n: int, k: int) -> None:
         close(run(task, config, x, w), x @ w.T, k)
 
 
-@pytest.mark.parametrize(("m", "n", "k"), [(5, 33, 9), (16, 96, 7)])
+@pytest.mark.parametrize(("m", "n", "k"), [(5, 33, 9), (16, 96, 7), (1, 130, 9)])
 def test_dense_packs_at_run_time(target: Any, m: int, n: int, k: int) -> None:
     task = task_of(DENSE, [tensor(m, k), tensor(n, k), n], target)
     x, w = models.floats(m, k, seed=1), models.floats(n, k, seed=2)
     for config in configs(task):
         close(run(task, config, x, w), x @ w.T, k)
+
+
+def test_a_single_row_reads_two_panels_at_once(tvm: Any) -> None:
+    from mlc.schedules import gemm
+
+    with tvm.target.Target("llvm -mcpu=x86-64-v3"):
+        known = [gemm.problem(m, 100, 64) for m in (1, 2, tvm.te.var("m"))]
+    assert [one.panels([1, 8]) for one in known] == [(4, 64, 32), (2, 64, 64), (2, 64, 64)]
+    assert known[0].panels([1, 3]) == (5, 64, 24)  # an odd number of vectors is not halved
 
 
 @pytest.mark.parametrize("sizes", BATCHES)
