@@ -4,19 +4,22 @@ They are matrix products: rows are positions of the image, columns output channe
 weights stay in the blocks of the layers around (NCHWc, OIHWio), no panels are packed.
 
     for each chunk of `rows` rows of outputs, each group of blocks of filters, in parallel:
-        for each tile of positions, over the ends of rows:
+        for each tile of positions:
             acc[blocks, positions, block] = 0                in registers
             for each channel:                                unrolled `unroll` times
                 acc[:, :, :] += input[position, channel] * weight[block, channel, :]
-        outputs = epilogue(acc)                              what Relay fused behind, stored
+            outputs = epilogue(acc)                          what Relay fused behind, stored
 
-The sums of a chunk stay in the L1 cache until they are stored. The register tile is that of `gemm`.
+A tile that divides the rows of the image is a part of one, and its sums are stored out of the registers.
+Others go over the ends of rows: the sums of a chunk are kept, in the L1 cache, until all are there.
+That costs as much as some twelve channels. The register tile is that of `gemm`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import autotvm, te, tir
 from tvm.autotvm.task.space import OtherOptionEntity
@@ -26,11 +29,16 @@ from mlc.schedules import gemm
 from mlc.schedules.blocks import block, output_axes
 from mlc.schedules.tails import MARK
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 TEMPLATE = "conv2d_1x1_mlc.x86"
 _TAG = "mlc_pointwise"
 _PACKED = "packed"
 _UNROLL = (1, 2, 4, 8)
-_FEW = 16  # channels: stores decide, and are faster to one block at a time (measured)
+_FEW = 64  # channels: stores decide, and are faster to one block at a time (measured)
+_MOST_POSITIONS = 16  # of a tile in a row: 28 were slower (measured)
+_COPY = 6  # modelled cycles that it costs to keep a vector of sums and read it again (measured)
 _WASTE = 20  # of so many blocks one may be computed in vain
 _POSITIONS = 128  # of a chunk: its sums are in the L1 cache
 _SHORT = 32  # positions of a chunk
@@ -122,21 +130,39 @@ def define(cfg: Any, layer: Layer) -> None:
 def _tiles(layer: Layer, known: gemm.Problem, *, default: bool = False) -> list[list[int]]:
     """Return the register tiles that cover the layer without computing much that is not there."""
     blocks = layer.filters // layer.out_block
-    found = [
-        tile for tile in known.candidates(default=default) if -blocks % tile[1] * _WASTE <= blocks
+    in_rows = [
+        [positions, vectors]
+        for positions in range(1, _MOST_POSITIONS + 1)
+        for vectors in gemm.VECTORS
+        if _in_a_row(layer, positions) and known.fits(positions, vectors)
     ]
+    tiles = [*known.candidates(default=default), *in_rows]
+    found = [
+        tile for k, tile in enumerate(tiles)
+        if -blocks % tile[1] * _WASTE <= blocks and tile not in tiles[:k]
+    ]  # fmt: skip
     return found or [[min(known.m, 4), 1]]
+
+
+def _in_a_row(layer: Layer, positions: int) -> bool:
+    """Return whether no tile of so many positions goes over the end of a row."""
+    return layer.out_width % positions == 0
 
 
 def _default_tile(layer: Layer, known: gemm.Problem) -> list[int]:
     """Return the tile of the fewest modelled cycles; blocks over the end must save a tenth of them."""
-    few = layer.channels <= _FEW and known.registers == 32
     blocks = layer.filters // layer.out_block
-    tiles = [t for t in _tiles(layer, known, default=not few) if t[1] == 1 or not few]
+    tiles = _tiles(layer, known, default=True)
+    if layer.channels <= _FEW and known.registers == 32:
+        tiles = [t for t in tiles if t[1] == 1 and _in_a_row(layer, t[0])] or tiles
 
     def cycles(tile: list[int]) -> tuple[float, int]:
         extra = 1 if blocks % tile[1] == 0 else 1 / 0.9
-        return extra * gemm.modelled_cycles(known, *tile), -tile[0] * tile[1]
+        # A position's line of the image lasts a block of channels, and no stream of them is prefetched.
+        step = gemm.cycles_of_a_step(known, *tile) + tile[0] / layer.in_block
+        products = math.prod(known.tiles(*tile)) * step * layer.channels
+        copies = 0 if _in_a_row(layer, tile[0]) else _COPY * known.m * blocks
+        return extra * products + copies, -tile[0] * tile[1]
 
     return min(tiles, key=cycles)
 
@@ -175,43 +201,57 @@ def pointwise(cfg: Any, data: Any, weight: Any, strides: Any) -> Any:
             layer.weights, lambda b, c, y, x, i, o: filters[b * size + o, c * inner + i, y, x],
             name=_PACKED,
         )  # fmt: skip
-    sums = _sums(cfg, layer, data, weight)
-    width, shape = layer.out_width, (layer.out_height, layer.out_width)
+    sums, position = _sums(cfg, layer, data, weight)
+    shape = (layer.out_height, layer.out_width)
     if plain:
         return te.compute(
             (layer.batch, layer.filters, *shape),
-            lambda n, k, h, w: sums[n, k // size, h * width + w, k % size],
+            lambda n, k, h, w: sums(n, k // size, *position(h, w), k % size),
             name="conv2d", tag=_TAG,
         )  # fmt: skip
     return te.compute(
         (layer.batch, layer.filters // size, *shape, size),
-        lambda n, b, h, w, k: sums[n, b, h * width + w, k], name="conv2d", tag=_TAG,
+        lambda n, b, h, w, k: sums(n, b, *position(h, w), k), name="conv2d", tag=_TAG,
     )  # fmt: skip
 
 
-def _sums(cfg: Any, layer: Layer, data: Any, weight: Any) -> Any:
-    """Return the sums [n, block, position, filter]."""
-    (tile, group), chunk = cfg["tile"].val, int(cfg["rows"].val) * layer.out_width
-    positions, inner = layer.out_height * layer.out_width, layer.in_block
-    blocks = layer.filters // layer.out_block
-    whole = positions - chunk + -(-chunk // tile) * tile
+def _sums(cfg: Any, layer: Layer, data: Any, weight: Any) -> tuple[Any, Callable[..., Any]]:
+    """Return the sums [n, block, position..., filter], and what gives the position of outputs (h, w).
+
+    They have rows and columns, and are the accumulators, where tiles lie in rows; else there is one axis
+    of positions, and `sums` that are kept.
+    """
+    tile, group = cfg["tile"].val
+    height, width, size, inner = layer.out_height, layer.out_width, layer.out_block, layer.in_block
+    blocks = layer.filters // size
+    covered = -(-blocks // group) * group
     outer = te.reduce_axis((0, layer.channels // inner), "c")
     step = te.reduce_axis((0, inner), "i")
 
-    def product(n: Any, b: Any, p: Any, k: Any) -> Any:
-        at = tir.min(p, positions - 1) if whole > positions else p  # computed again, not stored
-        h, w = at // layer.out_width * layer.strides[0], at % layer.out_width * layer.strides[1]
+    def product(n: Any, b: Any, h: Any, w: Any, k: Any) -> Any:
+        h, w = h * layer.strides[0], w * layer.strides[1]
         if len(data.shape) == 5:
             pixel = data[n, outer, h, w, step]
         else:
             pixel = data[n, outer * inner + step, h, w]
-        last = tir.min(b, blocks - 1) if blocks % group else b  # the same holds for blocks
+        last = tir.min(b, blocks - 1) if covered > blocks else b  # computed again, not stored
         return te.sum(pixel * weight[last, outer, 0, 0, step, k], [outer, step])
 
-    covered = -(-blocks // group) * group
-    acc = te.compute((layer.batch, covered, whole, layer.out_block), product, name="acc")
-    shape = (layer.batch, blocks, positions, layer.out_block)
-    return te.compute(shape, lambda n, b, p, k: acc[n, b, p, k], name="sums")
+    if _in_a_row(layer, tile):
+        shape = (layer.batch, covered, height, width, size)
+        return te.compute(shape, product, name="acc"), lambda h, w: (h, w)
+
+    positions, chunk = height * width, int(cfg["rows"].val) * width
+    whole = positions - chunk + -(-chunk // tile) * tile
+
+    def flat(n: Any, b: Any, p: Any, k: Any) -> Any:
+        at = tir.min(p, positions - 1) if whole > positions else p  # the same holds for positions
+        return product(n, b, at // width, at % width, k)
+
+    acc = te.compute((layer.batch, covered, whole, size), flat, name="acc")
+    kept = (layer.batch, blocks, positions, size)
+    sums = te.compute(kept, lambda n, b, p, k: acc[n, b, p, k], name="sums")
+    return sums, lambda h, w: (h * width + w,)
 
 
 @autotvm.register_topi_schedule(TEMPLATE)  # type: ignore[untyped-decorator]
@@ -222,35 +262,41 @@ def schedule_pointwise(cfg: Any, outs: Any) -> Any:
 
 def _schedule(s: Any, cfg: Any, conv: Any, out: Any) -> None:
     (sums,) = conv.op.input_tensors
-    (acc,) = sums.op.input_tensors
+    in_rows = bool(sums.op.reduce_axis)
+    acc = sums if in_rows else sums.op.input_tensors[0]
     positions, blocks = cfg["tile"].val
-    out, n, b, h, w, lane = output_axes(s, conv, out, int(sums.shape[-1]))
+    out, n, b, h, w, lane = output_axes(s, conv, out, int(acc.shape[-1]))
     chunk, row = s[out].split(h, factor=int(cfg["rows"].val))
     group, b = s[out].split(b, factor=blocks)
-    outer = [group, chunk] if _weights_weigh_more(sums, acc) else [chunk, group]
-    s[out].reorder(n, *outer, b, row, w, lane)
+    outer = [group, chunk] if _weights_weigh_more(conv, acc) else [chunk, group]
+    if in_rows:
+        place, p = s[out].split(w, factor=positions)
+        s[out].reorder(n, *outer, row, place, b, p, lane)
+    else:
+        s[out].reorder(n, *outer, b, row, w, lane)
     chunk = s[out].fuse(n, *outer)
-    flops = 2 * int(acc.op.reduce_axis[0].dom.extent * acc.op.reduce_axis[1].dom.extent)
-    for size in get_const_tuple(sums.shape):
-        flops *= size
+    flops = 2 * math.prod(get_const_tuple(conv.shape)) * _channels(acc)
     if flops >= gemm.SERIAL_FLOPS:
         s[out].parallel(chunk)
     s[out].vectorize(lane)
 
-    s[sums].compute_at(s[out], chunk)
-    n, b, p, lane = s[sums].op.axis
-    tile, p = s[sums].split(p, factor=positions)
-    s[sums].reorder(n, tile, b, p, lane)
-    s[sums].unroll(b)
-    s[sums].unroll(p)
-    s[sums].vectorize(lane)
-    s[sums].pragma(b, MARK, True)
+    stores = s[out]
+    if not in_rows:
+        s[sums].compute_at(s[out], chunk)
+        n, b, p, lane = s[sums].op.axis
+        place, p = s[sums].split(p, factor=positions)
+        s[sums].reorder(n, place, b, p, lane)
+        s[sums].vectorize(lane)
+        stores = s[sums]
+    stores.unroll(b)
+    stores.unroll(p)
+    stores.pragma(b, MARK, True)
 
-    s[acc].compute_at(s[sums], tile)
-    n, b, p, lane = s[acc].op.axis
+    s[acc].compute_at(stores, place)
+    n, b, *rows, p, lane = s[acc].op.axis
     outer, step = s[acc].op.reduce_axis
     step, unrolled = s[acc].split(step, factor=cfg["unroll"].val)
-    s[acc].reorder(n, outer, step, unrolled, p, b, lane)
+    s[acc].reorder(n, *rows, outer, step, unrolled, p, b, lane)
     for axis in (unrolled, p, b):
         s[acc].unroll(axis)
     s[acc].vectorize(lane)
@@ -260,11 +306,15 @@ def _schedule(s: Any, cfg: Any, conv: Any, out: Any) -> None:
         s[weight].parallel(s[weight].op.axis[0])
 
 
-def _weights_weigh_more(sums: Any, acc: Any) -> bool:
+def _channels(acc: Any) -> int:
+    return math.prod(int(axis.dom.extent) for axis in acc.op.reduce_axis)
+
+
+def _weights_weigh_more(conv: Any, acc: Any) -> bool:
     """Return whether threads had better share filters than rows of the image."""
-    _, blocks, positions, size = get_const_tuple(sums.shape)
-    outer, inner = (int(axis.dom.extent) for axis in acc.op.reduce_axis)
-    return gemm.weights_weigh_more(int(positions), blocks * size, outer * inner)
+    _, blocks, height, width, *inner = get_const_tuple(conv.shape)
+    filters = blocks * math.prod(inner)
+    return gemm.weights_weigh_more(height * width, filters, _channels(acc))
 
 
 def takes(attrs: Any, inputs: Any, out_type: Any) -> bool:

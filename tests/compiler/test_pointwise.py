@@ -13,6 +13,7 @@ from mlc.cpu import host_cpu
 from tests import models
 from tests.compiler.conftest import Compile
 from tests.compiler.test_depthwise import chosen
+from tests.compiler.test_schedules import run
 
 TEMPLATE = "conv2d_1x1_mlc.x86"
 node = helper.make_node
@@ -28,6 +29,8 @@ CASES = {
     "strides": ((1, 3, 9, 10), 32, (3, 1)),
     "one-position": ((1, 40, 1, 1), 24, (1, 1)),
     "one-row": ((1, 8, 1, 37), 1, (1, 1)),
+    "no-tile-in-a-row": ((2, 24, 4, 37), 40, (1, 1)),
+    "few-channels": ((1, 16, 14, 28), 96, (1, 1)),
     "chunks": ((1, 8, 12, 40), 16, (1, 1)),
     "blocks-over-the-end": ((1, 8, 13, 13), 328, (1, 1)),
     "filters-first": ((1, 96, 5, 5), 80, (1, 1)),
@@ -85,7 +88,7 @@ def test_the_default_knows_the_registers(tvm: Any) -> None:
     from tvm import autotvm
     from tvm.autotvm.task.space import FallbackConfigEntity
 
-    tensors = [("TENSOR", shape, "float32") for shape in ((1, 64, 28, 28), (192, 64, 1, 1))]
+    tensors = [("TENSOR", shape, "float32") for shape in ((1, 128, 28, 28), (192, 128, 1, 1))]
     for cpu, registers in (("x86-64-v4", 32), ("x86-64-v3", 16)):
         on = tvm.target.Target(f"llvm -mtriple=x86_64-linux-gnu -mcpu={cpu}")
         task = autotvm.task.create(TEMPLATE, [*tensors, (1, 1)], on)
@@ -94,6 +97,48 @@ def test_the_default_knows_the_registers(tvm: Any) -> None:
             task.instantiate(config)
         positions, blocks = config["tile"].val
         assert registers / 2 < positions * blocks + blocks + 1 <= registers
+
+
+@pytest.mark.parametrize("cpu", ["llvm", "x86-64-v3"])
+def test_tiles_in_rows_and_over_their_ends_agree(tvm: Any, cpu: str) -> None:
+    """Sums are stored out of the registers, or kept until a chunk is whole: equal to the last bit."""
+    from tvm import autotvm
+
+    chosen_one = targets.resolve(cpu)
+    if not targets.runs_on(chosen_one, host_cpu()):
+        pytest.skip(f"this machine cannot run {cpu}")
+    on = tvm.target.Target(chosen_one.tvm)
+    data, weight = models.floats(2, 24, 6, 10, seed=1), models.floats(40, 24, 1, 1, seed=2)
+    tensors = [("TENSOR", array.shape, "float32") for array in (data, weight)]
+    task = autotvm.task.create(TEMPLATE, [*tensors, (1, 1)], on)
+    found = [run(task, config(tile), data, weight) for tile in ([5, 1], [2, 3], [4, 1], [3, 2])]
+    expected = np.einsum("nchw,kcij->nkhw", data, weight)
+    for result in found:
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=24 * 4e-7)
+        np.testing.assert_array_equal(result, found[0])
+
+
+def config(tile: list[int]) -> Any:
+    from tvm.autotvm.task.space import ConfigEntity, OtherOptionEntity
+
+    knobs = {"tile": tile, "unroll": 1, "rows": 3}
+    return ConfigEntity(0, None, {k: OtherOptionEntity(v) for k, v in knobs.items()}, [])
+
+
+@pytest.mark.parametrize("channels", [24, 128])
+def test_the_default_stores_out_of_the_registers(tvm: Any, channels: int) -> None:
+    """A tile that divides a row, of one block where channels are few; none divides rows of 37."""
+    from mlc.schedules import pointwise
+
+    with tvm.target.Target("llvm -mtriple=x86_64-linux-gnu -mcpu=x86-64-v4"):
+        for width in (56, 28, 14, 13, 37):
+            shapes = (1, channels, width, width), (128, channels, 1, 1)
+            data, weight = (tvm.te.placeholder(shape) for shape in shapes)
+            layer = pointwise.layer_of(data, weight, (1, 1))
+            known = layer.products(pointwise._default_rows(layer))
+            positions, blocks = pointwise._default_tile(layer, known)
+            assert (width % positions == 0) == (width != 37)
+            assert (blocks == 1) == (channels == 24 and width != 37)
 
 
 @pytest.mark.parametrize(
