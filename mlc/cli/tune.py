@@ -120,36 +120,15 @@ def tune(
       mlc tune model.onnx --tracker 127.0.0.1:9190 --key rpi4
       mlc tune model.onnx --target cuda --arch sm_80 --tracker 127.0.0.1:9190 --key a100
     """  # fmt: skip
-    from mlc import isolate, project
-
-    here = project.load(Path.cwd())
-    path = Path(model) if model else project.require_model(here)
-    here_target = None if model else here.target
-    sizes = {"shapes": asked["shapes"], "dynamic": asked.pop("dynamic")}
-    if not model:
-        sizes = project.sizes_of(here, **sizes)
-    if sizes.pop("dynamic"):
-        raise UsageError(
-            f"open dimensions (--dynamic, or `dynamic` in {project.NAME}): their kernels have no tasks "
-            "to tune yet",
-            "tune fixed sizes, which artifacts of these sizes use: for example `--shape batch=1`",
-        )
-    options = TuneOptions(
-        **{
-            **with_arch({**asked, "target": target or here_target or DEFAULTS["target"]}),
-            "model": str(path),
-            **sizes,
-            "trials": _first(trials, here.trials, DEFAULTS["trials"]),
-            "logs": logs or str(here.logs or here.folder / project.LOGS),
-            "budget": None if budget is None else seconds(budget),
-        }
-    )
+    from mlc import isolate
     from mlc import report as reporting
     from mlc.cli.tune_view import View
 
+    options = _options(model, trials, budget, target, logs, asked)
+    assert options.model is not None
     place = None
     if options.report and not list_only:
-        place = reporting.place_for(options.report, path)
+        place = reporting.place_for(options.report, Path(options.model))
     with View(json_mode=json_mode, quiet=quiet) as view:
         if list_only:
             found = isolate.call("mlc.tune.run:list_tasks", replace(options, trials=0), view)
@@ -170,6 +149,45 @@ def tune(
     if place is not None:  # last: a full disk costs the report, not what was found
         reporting.write(found, options, place)
         click.echo(f"report: {place.page} and {place.picture}", err=True)
+
+
+def _options(
+    model: str | None,
+    trials: int | None,
+    budget: str | None,
+    target: str | None,
+    logs: str | None,
+    asked: dict[str, Any],
+) -> TuneOptions:
+    """Return what the command line asks for, the rest from mlc.toml here and from the defaults.
+
+    Raises:
+        UsageError: there is no model, or one with open dimensions.
+    """
+    from mlc import project
+
+    here = project.load(Path.cwd())
+    path = Path(model) if model else project.require_model(here)
+    here_target = None if model else here.target
+    sizes = {"shapes": asked["shapes"], "dynamic": asked.pop("dynamic")}
+    if not model:
+        sizes = project.sizes_of(here, **sizes)
+    if sizes.pop("dynamic"):
+        raise UsageError(
+            f"open dimensions (--dynamic, or `dynamic` in {project.NAME}): their kernels have no tasks "
+            "to tune yet",
+            "tune fixed sizes, which artifacts of these sizes use: for example `--shape batch=1`",
+        )
+    return TuneOptions(
+        **{
+            **with_arch({**asked, "target": target or here_target or DEFAULTS["target"]}),
+            "model": str(path),
+            **sizes,
+            "trials": _first(trials, here.trials, DEFAULTS["trials"]),
+            "logs": logs or str(here.logs or here.folder / project.LOGS),
+            "budget": None if budget is None else seconds(budget),
+        }
+    )
 
 
 def seconds(text: str) -> float:

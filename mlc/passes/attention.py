@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlc.passes import views
+from mlc.passes.expr import op_name, scalar, sizes
 from mlc.passes.rewrite import rewrite_main
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _operator(plan: _Plan, args: Sequence[Any]) -> tuple[Any, _Result]:
 
     shapes = [*plan.shapes, plan.mask_shape]
     operands = [
-        new if tuple(_shape(old)) == tuple(shape) else relay.reshape(new, shape)
+        new if tuple(sizes(old)) == tuple(shape) else relay.reshape(new, shape)
         for old, new, shape in zip(plan.sources, args, shapes, strict=False)
     ]
     layout = [plan.heads, *plan.widths, *plan.offsets]
@@ -126,16 +127,16 @@ def _match(call: Any) -> _Attention | None:
     """Return the attention whose second product a call is."""
     from mlc.schedules import gemm
 
-    if _name(call) != "nn.batch_matmul" or call.attrs.transpose_a or call.attrs.transpose_b:
+    if op_name(call) != "nn.batch_matmul" or call.attrs.transpose_a or call.attrs.transpose_b:
         return None
     weights, value = call.args
     if not gemm.takes(weights.checked_type, value.checked_type, call.checked_type):
         return None
     softmax = _same_rows(weights)
-    if _name(softmax) != "nn.softmax" or int(softmax.attrs.axis) not in (-1, _rank(softmax) - 1):
+    if op_name(softmax) != "nn.softmax" or int(softmax.attrs.axis) not in (-1, _rank(softmax) - 1):
         return None
     scores, mask = softmax.args[0], None
-    if _name(scores) == "add":
+    if op_name(scores) == "add":
         for one, other in (tuple(scores.args), tuple(scores.args)[::-1]):
             if _product(one)[0] is not None:
                 scores, mask = one, other
@@ -153,12 +154,12 @@ def _product(scores: Any) -> tuple[Any, float]:
     scale = 1.0
     while True:
         scores = _same_rows(scores)
-        name = _name(scores)
+        name = op_name(scores)
         if name == "nn.batch_matmul":
             return (None if scores.attrs.transpose_a else scores), scale
         if name not in ("multiply", "divide"):
             return None, 1.0
-        number = _scalar(scores.args[1])
+        number = scalar(scores.args[1])
         if number is None or (name == "divide" and number == 0):
             return None, 1.0
         scale = scale * number if name == "multiply" else scale / number
@@ -167,7 +168,7 @@ def _product(scores: Any) -> tuple[Any, float]:
 
 def _same_rows(expr: Any) -> Any:
     """Return what an expression is a reshape of, as long as its last two axes stay."""
-    while _name(expr) == "reshape":
+    while op_name(expr) == "reshape":
         ends = [[int(k) for k in e.checked_type.shape[-2:]] for e in (expr, expr.args[0])]
         if ends[0] != ends[1]:
             break
@@ -179,10 +180,10 @@ def _plan(found: _Attention) -> _Plan | None:
     """Return how the operator takes attention; None where it does not, or would not be faster."""
     from mlc.schedules import attention
 
-    every, n, d = _shape(found.query)
-    m, dv = _shape(found.value)[1:]
+    every, n, d = sizes(found.query)
+    m, dv = sizes(found.value)[1:]
     operands = (found.query, found.key, found.value)
-    if {_shape(operand)[0] for operand in operands} != {every} or not attention.takes(n, dv):
+    if {sizes(operand)[0] for operand in operands} != {every} or not attention.takes(n, dv):
         return None
     for heads in range(every, 0, -1):
         if every % heads:
@@ -213,7 +214,7 @@ def _columns(expr: Any, heads: int, turned: bool) -> tuple[Any, tuple[int, int, 
         found = found.transpose(0, 2, 1) if turned else found
         every, length, width = found.shape
         batch = every // heads
-        columns, rest = divmod(math.prod(_shape(source)), batch * length)
+        columns, rest = divmod(math.prod(sizes(source)), batch * length)
         first = int(found[0, 0, 0])
         if rest or first + heads * width > columns:
             continue
@@ -231,7 +232,7 @@ def _mask_shape(mask: Any, batch: int, heads: int, n: int, m: int) -> list[int] 
     """Return a mask's shape in the axes batch, heads, n, m; [] without a mask, None if it has none."""
     if mask is None:
         return []
-    shape = _shape(mask)
+    shape = sizes(mask)
     if len(shape) == 3 and shape[0] == batch * heads:
         shape = [batch, heads, *shape[1:]]
     elif len(shape) == 3 and shape[0] != 1:
@@ -242,21 +243,5 @@ def _mask_shape(mask: Any, batch: int, heads: int, n: int, m: int) -> list[int] 
     return shape if fits and all(a in (1, b) for a, b in zip(shape, whole, strict=True)) else None
 
 
-def _scalar(expr: Any) -> float | None:
-    from tvm import relay
-
-    if not isinstance(expr, relay.Constant) or math.prod(_shape(expr)) != 1:
-        return None
-    return float(expr.data.numpy().item())
-
-
-def _name(expr: Any) -> str:
-    return getattr(getattr(expr, "op", None), "name", "")
-
-
 def _rank(expr: Any) -> int:
     return len(expr.checked_type.shape)
-
-
-def _shape(expr: Any) -> list[int]:
-    return [int(size) for size in expr.checked_type.shape]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlc.passes.expr import op_name, sizes
 from mlc.passes.rewrite import rewrite_main
 
 if TYPE_CHECKING:
@@ -79,9 +80,9 @@ def _readers(module: Any) -> Counter[int]:
 def _match(call: Any, readers: Counter[int]) -> _Pair | None:
     from tvm import relay
 
-    if _name(call) != _DEPTHWISE or not isinstance(call.args[1], relay.Constant):
+    if op_name(call) != _DEPTHWISE or not isinstance(call.args[1], relay.Constant):
         return None
-    filters = _shape(call.args[1])
+    filters = sizes(call.args[1])
     if not _fits(call, filters):
         return None
     activation = _Activation(filters)
@@ -127,7 +128,7 @@ class _Activation:
             return [repr(float(value.item()))] if value.size == 1 else []
         if self._is_bottom(expr):
             return ["x"]
-        name = _name(expr)
+        name = op_name(expr)
         if name not in FUNCTIONS:
             return []
         parts = []
@@ -161,7 +162,7 @@ def _fits(call: Any, filters: Sequence[int]) -> bool:
         and len(call.checked_type.shape) == 5
         and depthwise.takes(call.attrs, operands, call.checked_type)
         and [int(step) for step in call.attrs.dilation] == [1, 1]
-        and _shape(call.args[0])[1::3] == [filters[0], filters[5]]
+        and sizes(call.args[0])[1::3] == [filters[0], filters[5]]
     )
 
 
@@ -169,9 +170,9 @@ def _expands(conv: Any, filters: Sequence[int]) -> bool:
     """Return whether an expression is a 1x1 convolution, step 1, into blocks of these filters."""
     from tvm import relay
 
-    if _name(conv) != _CONV or not isinstance(conv.args[1], relay.Constant):
+    if op_name(conv) != _CONV or not isinstance(conv.args[1], relay.Constant):
         return False
-    attrs, weight = conv.attrs, _shape(conv.args[1])
+    attrs, weight = conv.attrs, sizes(conv.args[1])
     return (
         len(weight) == 6
         and len(conv.args[0].checked_type.shape) == 5
@@ -188,10 +189,10 @@ def _bias(expr: Any, filters: Sequence[int]) -> np.ndarray[Any, Any] | None:
     """Return the constant, one number for each filter, that an expression adds; None if it adds none."""
     from tvm import relay
 
-    if _name(expr) != "add" or not isinstance(expr.args[1], relay.Constant):
+    if op_name(expr) != "add" or not isinstance(expr.args[1], relay.Constant):
         return None
     blocks, size = filters[0], filters[5]
-    shape = _shape(expr.args[1])
+    shape = sizes(expr.args[1])
     shape = [1] * (5 - len(shape)) + shape
     if shape not in ([1, blocks, 1, 1, size], [1, 1, 1, 1, 1]):
         return None
@@ -199,11 +200,3 @@ def _bias(expr: Any, filters: Sequence[int]) -> np.ndarray[Any, Any] | None:
     return np.ascontiguousarray(
         np.broadcast_to(value, (1, blocks, 1, 1, size)).reshape(blocks, size)
     )
-
-
-def _shape(expr: Any) -> list[int]:
-    return [int(size) for size in expr.checked_type.shape]
-
-
-def _name(expr: Any) -> str:
-    return getattr(getattr(expr, "op", None), "name", "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mlc.passes.expr import op_name
 from mlc.passes.rewrite import rewrite_main
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def _fast(call: Any, arguments: Sequence[Any]) -> Any:
 
     from mlc.schedules import elementary, operator, recurrent
 
-    name = getattr(call.op, "name", "")
+    name = op_name(call)
     if name == recurrent.NAME and call.attrs["exact"]:
         return recurrent.fast(call, list(arguments))
     if name not in FAST or call.checked_type.dtype != "float32":

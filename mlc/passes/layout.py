@@ -6,6 +6,7 @@ import contextlib
 import re
 from typing import TYPE_CHECKING, Any
 
+from mlc.passes.expr import op_name
 from mlc.passes.rewrite import rewrite_main
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def reshape_pixels(module: Any) -> Any:
 def _reshaped(call: Any, args: Sequence[Any]) -> Any:
     from tvm import relay
 
-    if getattr(call.op, "name", "") != "layout_transform":
+    if op_name(call) != "layout_transform":
         return None
     layouts = call.attrs.src_layout, call.attrs.dst_layout
     if not all(re.fullmatch(r"NCHW(\d+c)?", str(layout)) for layout in layouts):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlc.passes.expr import op_name, scalar
 from mlc.passes.rewrite import rewrite_main
 
 if TYPE_CHECKING:
@@ -67,9 +68,9 @@ def _match(call: Any) -> _Norm | None:
 
     core, shift = _peel(call, "add")
     core, scale = _peel(core, "multiply")
-    name = _name(core)
-    if (name == "multiply" and _name(core.args[1]) == "rsqrt") or (
-        name == "divide" and _name(core.args[1]) == "sqrt"
+    name = op_name(core)
+    if (name == "multiply" and op_name(core.args[1]) == "rsqrt") or (
+        name == "divide" and op_name(core.args[1]) == "sqrt"
     ):
         centred, root = core.args
     else:
@@ -82,13 +83,13 @@ def _match(call: Any) -> _Norm | None:
 
 def _peel(call: Any, name: str) -> tuple[Any, Any]:
     """Return what a call multiplies or adds a vector [n] to, and the vector; (call, None) if it does not."""
-    if _name(call) != name:
+    if op_name(call) != name:
         return call, None
     one, other = call.args
     if len(call.checked_type.shape) < 2:
         return call, None
     for rest, vector in ((one, other), (other, one)):
-        if _same(vector.checked_type.shape, call.checked_type.shape[-1:]) and _name(rest):
+        if _same(vector.checked_type.shape, call.checked_type.shape[-1:]) and op_name(rest):
             return rest, vector
     return call, None
 
@@ -101,37 +102,25 @@ def _same(one: Any, other: Any) -> bool:
 
 def _epsilon(centred: Any, variance: Any) -> float | None:
     """Return epsilon if `variance` is that of `centred`, x - mean(x), with epsilon added."""
-    if _name(variance) != "add" or _name(centred) != "subtract":
+    if op_name(variance) != "add" or op_name(centred) != "subtract":
         return None
     data, mean = centred.args
     square, epsilon = variance.args
     if _mean_of(mean) is None or not _mean_of(mean).same_as(data):
         return None
-    squared, epsilon = _mean_of(square), _number(epsilon)
+    squared, epsilon = _mean_of(square), scalar(epsilon)
     if squared is None or epsilon is None:
         return None
-    whole = _name(squared) == "multiply" and all(arg.same_as(centred) for arg in squared.args)
-    power = _name(squared) == "power" and squared.args[0].same_as(centred)
-    return epsilon if whole or (power and _number(squared.args[1]) == 2.0) else None
+    whole = op_name(squared) == "multiply" and all(arg.same_as(centred) for arg in squared.args)
+    power = op_name(squared) == "power" and squared.args[0].same_as(centred)
+    return epsilon if whole or (power and scalar(squared.args[1]) == 2.0) else None
 
 
 def _mean_of(call: Any) -> Any:
     """Return what a call takes the mean of, over the last axis, which is kept; None otherwise."""
-    if _name(call) != "mean" or not call.attrs.keepdims or call.attrs.exclude:
+    if op_name(call) != "mean" or not call.attrs.keepdims or call.attrs.exclude:
         return None
     (data,) = call.args
     rank = len(data.checked_type.shape)
     axes = None if call.attrs.axis is None else [int(axis) % rank for axis in call.attrs.axis]
     return data if axes == [rank - 1] else None
-
-
-def _number(expr: Any) -> float | None:
-    from tvm import relay
-
-    if not isinstance(expr, relay.Constant) or np.prod(expr.data.shape, dtype=int) != 1:
-        return None
-    return float(expr.data.numpy().item())
-
-
-def _name(expr: Any) -> str:
-    return getattr(getattr(expr, "op", None), "name", "")

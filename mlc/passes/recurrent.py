@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mlc.errors import BuildError
+from mlc.passes.expr import op_name
 from mlc.passes.rewrite import rewrite_main
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def _written_out(call: Any, arguments: Sequence[Any]) -> Any:
 
     from mlc.schedules import recurrent
 
-    if getattr(call.op, "name", "") != recurrent.NAME:
+    if op_name(call) != recurrent.NAME:
         return None
     steps = int(call.args[0].checked_type.shape[0])
     kind = str(call.attrs["kind"])

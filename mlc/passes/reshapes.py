@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from mlc.passes.expr import op_name
 from mlc.passes.rewrite import rewrite_main
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def see_reshapes(module: Any) -> Any:
 def _seen(call: Any, args: Sequence[Any]) -> Any:
     from tvm import relay
 
-    name, shape = getattr(call.op, "name", ""), _shape(call)
+    name, shape = op_name(call), _shape(call)
     if shape is None:
         return None
     if name == "stack" and isinstance(args[0], relay.Tuple) and len(args[0].fields) == 1:
@@ -67,13 +68,13 @@ def sink_reshapes(module: Any) -> Any:
 
         if before == after:
             return source
-        unchanged = getattr(call.op, "name", "") == "reshape" and source.same_as(call.args[0])
+        unchanged = op_name(call) == "reshape" and source.same_as(call.args[0])
         node = call if unchanged else relay.reshape(source, after)
         sources[node.handle.value] = (node, source, before)
         return node
 
     def on_call(call: Any, args: Sequence[Any]) -> Any:
-        name = getattr(call.op, "name", "")
+        name = op_name(call)
         if name == "reshape":
             after, before = _shape(call), _shape(call.args[0])
             if after is None or before is None:

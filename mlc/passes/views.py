@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlc.passes.expr import sizes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -33,7 +35,7 @@ def indices(expr: Any, source: Any) -> Indices:
     while not expr.same_as(source):
         steps.append(expr)
         expr = _source(expr)
-    shape = _shape(source)
+    shape = sizes(source)
     found = np.arange(math.prod(shape)).reshape(shape)
     for step in reversed(steps):
         found = _apply(step, found)
@@ -76,7 +78,7 @@ def _apply(step: Any, found: Indices) -> Indices:
         return found[tuple(cut)]
     if step.op.name == "transpose":
         return found.transpose(None if attrs.axes is None else _integers(attrs.axes))
-    return found.reshape(_shape(step))
+    return found.reshape(sizes(step))
 
 
 def _integers(values: Any) -> Any:
@@ -85,7 +87,3 @@ def _integers(values: Any) -> Any:
         return [int(value) for value in values]
     except TypeError:
         return int(values)
-
-
-def _shape(expr: Any) -> list[int]:
-    return [int(size) for size in expr.checked_type.shape]

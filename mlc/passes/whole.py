@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlc.passes.expr import op_name
 from mlc.passes.rewrite import rewrite_main
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def take_whole(module: Any) -> Any:
 
         from mlc.schedules import operator, rounding
 
-        name = getattr(call.op, "name", "")
+        name = op_name(call)
         if name == "cast" and str(call.checked_type.dtype) == "float32":
             return floats.get(args[0].handle.value, (None, None))[1]
         if name not in NAMES or str(call.checked_type.dtype) != "int32" or not _fits(call):
