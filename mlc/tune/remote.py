@@ -203,11 +203,14 @@ class RemoteForeman(Foreman):
         child, device = session.child, session.grant.address
         del self._sessions[child.pid]
         child.end()
+        # It may have been granted again before its end was heard of: that is no news then.
+        is_news = bool(self._roster.usable([device]))
         if misfit:
             notice = self._roster.put_aside(device, why)
         else:
             notice = self._roster.lost(device, why, self._farm.devices())
-        self._tell({"notice": notice})
+        if is_news:
+            self._tell({"notice": notice})
         tries = self._tries[child.position] = self._tries.get(child.position, 0) + 1
         if tries == TRIES:
             del self._tries[child.position]

@@ -106,7 +106,7 @@ def test_sve_is_left_out_because_llvm_aborts_on_tails(name: str, tvm: Any) -> No
 
     from mlc.schedules import dense
 
-    data, weight = relay.var("x", shape=(1, 8)), relay.var("w", shape=(1, 8, 8))
+    data, weight = relay.var("x", shape=(1, 8)), relay.var("w", shape=(2, 8, 4))
     module = typed(relay.nn.relu(dense.packed(data, weight, 5)))
     with build.tvm_target(chosen, 3) as target, tvm.transform.PassContext(opt_level=3):
         code = relay.build(module, target).get_lib().get_source("asm")
