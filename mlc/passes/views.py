@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc.passes.expr import sizes
+from mlc.passes.expr import op_name, sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ def indices(expr: Any, source: Any) -> Indices:
 
 def moved(call: Any, found: Indices) -> Indices | None:
     """Return the indices of what a typed call makes of a view; None if that is no reshape or transpose."""
-    name = getattr(getattr(call, "op", None), "name", "")
+    name = op_name(call)
     return _apply(call, found) if name in ("reshape", "transpose") else None
 
 
@@ -53,8 +53,8 @@ def _source(expr: Any) -> Any:
 
     if isinstance(expr, relay.TupleGetItem):
         split = expr.tuple_value
-        return split.args[0] if getattr(getattr(split, "op", None), "name", "") == "split" else None
-    name = getattr(getattr(expr, "op", None), "name", "")
+        return split.args[0] if op_name(split) == "split" else None
+    name = op_name(expr)
     if name == "strided_slice":
         plain = expr.attrs.slice_mode == "end" and expr.attrs.axes is not None
         return expr.args[0] if plain and len(expr.args) == 1 else None

@@ -105,7 +105,7 @@ def _bounds(expr: Any, depth: int = _DEPTH) -> tuple[int, int] | None:
     if isinstance(expr, relay.Constant):
         array = expr.data.numpy()
         return (int(array.min()), int(array.max())) if array.size else None
-    name = getattr(getattr(expr, "op", None), "name", "")
+    name = op_name(expr)
     if name in _MOVES:
         return _bounds(expr.args[0], depth - 1)
     if name == "cast" and str(expr.args[0].checked_type.dtype) in _BYTES:
