@@ -11,6 +11,8 @@ How it is made fair:
 - The same number of threads for all, float32, the same inputs; before anything is timed, every
   entrant's outputs are compared with ONNX Runtime's, its optimizer off, at `mlc verify`'s tolerances.
 - Peers get the settings that their makers recommend for latency (`peers.py` says which).
+- Code for AVX2 (`--target x86-64-v3`) that is timed where there is AVX-512 meets peers held to AVX2, but for
+  ONNX Runtime, which cannot be: a machine without AVX-512 would have both in that form.
 
 With `--trials N`, mlc runs after `mlc tune --trials N` of each model, and untuned beside it; the peer
 `tvmc` gets as many trials, which are its own code's, and keeps what it made until another TVM comes.

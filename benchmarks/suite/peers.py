@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 OURS, UNTUNED = "mlc", "untuned"
+# What holds oneDNN (OpenVINO, torch), torch's own loops and MKL to AVX2. OpenVINO keeps AVX-512 in a few small
+# loops of its own; ONNX Runtime has no such switch.
+AVX2_ONLY = {
+    "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}  # fmt: skip
 PICK_ROUNDS, PICK_S = 5, 0.1  # how inductor's settings are compared
 
 
@@ -33,7 +38,8 @@ class Job:
     """What a worker is to load, as JSON data.
 
     `artifact` is the entrant's own, `onnx` and `factory` the model that it was made from; `inputs`
-    is an .npz file with arrays by position ("0", "1", ...).
+    is an .npz file with arrays by position ("0", "1", ...); `avx2`: with no wider vectors, where a
+    library can be told so.
     """
 
     peer: str
@@ -42,6 +48,7 @@ class Job:
     factory: str
     inputs: str
     threads: int
+    avx2: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,11 +262,12 @@ def version(name: str) -> str:
     return importlib.metadata.version(PEERS[name].package)
 
 
-def environment(threads: int, folder: Path) -> dict[str, str]:
-    """Return the environment of a worker: as many OpenMP threads, inductor's files in `folder`."""
+def environment(job: Job, folder: Path) -> dict[str, str]:
+    """Return the environment of a worker: the job's threads and vectors, inductor's files in `folder`."""
     return {
         **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "TVM_NUM_THREADS": str(threads),
+        **(AVX2_ONLY if job.avx2 else {}),
+        "OMP_NUM_THREADS": str(job.threads),
+        "TVM_NUM_THREADS": str(job.threads),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
     }

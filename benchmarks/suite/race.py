@@ -43,8 +43,7 @@ def race(
             say(f"loading {PEERS[job.peer].title}")
             log = folder / f"{job.peer}.log"
             log.unlink(missing_ok=True)
-            env = environment(job.threads, folder.parent)
-            worker = stack.enter_context(Worker(job, env, log))
+            worker = stack.enter_context(Worker(job, environment(job, folder.parent), log))
             outputs = folder / f"{job.peer}.npz"
             try:
                 found[job.peer] = worker.load(outputs, WARM_UP_S)

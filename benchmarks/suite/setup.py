@@ -41,6 +41,12 @@ class Setup:
     seconds: float = 0.12
 
     @property
+    def avx2(self) -> bool:
+        """Whether peers are held to AVX2: code for AVX2 is timed on a machine that has AVX-512."""
+        features = resolve(self.target).features
+        return "avx512f" in host_cpu().features and "avx2" in features and "avx512f" not in features
+
+    @property
     def commands(self) -> tuning.Setup:
         """Where and how mlc's commands run: as in `benchmarks.tune`."""
         return tuning.Setup(out=self.out, target=self.target, trials=self.trials)
@@ -49,6 +55,7 @@ class Setup:
         """Return what a kept result must have been measured with."""
         return {
             "target": resolve(self.target).tvm,
+            "avx2": self.avx2,
             "trials": self.trials,
             "threads": self.threads,
             "rounds": self.rounds,
@@ -100,7 +107,7 @@ def prepare(setup: Setup, subject: Subject) -> list[peers.Job]:
     return [
         peers.Job(
             peer=name, onnx=str(onnx), artifact=str(path), factory=subject.factory,
-            inputs=str(folder / "inputs.npz"), threads=setup.threads,
+            inputs=str(folder / "inputs.npz"), threads=setup.threads, avx2=setup.avx2,
         )
         for name, path in artifacts.items()
     ]  # fmt: skip

@@ -59,6 +59,11 @@ def caption(results: Sequence[Result]) -> str:
     lines = [
         f"{facts['cpu']}, {facts['threads']} threads, float32; mlc {tuned}, target {facts['target']}.",
         f"{versions}.",
+        *(
+            ["OpenVINO and torch are held to AVX2; ONNX Runtime cannot be."]
+            if facts["avx2"]
+            else []
+        ),
         f"Medians over {facts['rounds']} blocks of {facts['seconds']:g} s.",
         "The ratio (above 1: mlc is faster) is taken round by round, 5th to 95th percentile beside it.",
     ]

@@ -10,9 +10,9 @@ weights stay in the blocks of the layers around (NCHWc, OIHWio), no panels are p
                 acc[:, :, :] += input[position, channel] * weight[block, channel, :]
             outputs = epilogue(acc)                          what Relay fused behind, stored
 
-A tile that divides the rows of the image is a part of one, and its sums are stored out of the registers.
-Others go over the ends of rows: the sums of a chunk are kept, in the L1 cache, until all are there.
-That costs as much as some twelve channels. The register tile is that of `gemm`.
+A tile whose columns divide the rows of the image lies in one of them, or in two, and its sums are stored
+out of the registers. Others go over the ends of rows: the sums of a chunk are kept, in the L1 cache, until
+all are there. That costs as much as some twelve channels. The register tile is that of `gemm`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ _TAG = "mlc_pointwise"
 _PACKED = "packed"
 _UNROLL = (1, 2, 4, 8)
 _FEW = 64  # channels: stores decide, and are faster to one block at a time (measured)
+_FEW_STEPS = (
+    128  # channels: copies cost more than a tile's weights, read anew for each two rows (measured)
+)
 _MOST_POSITIONS = 16  # of a tile in a row: 28 were slower (measured)
 _COPY = 6  # modelled cycles that it costs to keep a vector of sums and read it again (measured)
 _WASTE = 20  # of so many blocks one may be computed in vain
@@ -112,7 +115,7 @@ def define(cfg: Any, layer: Layer) -> None:
     `tile`: positions and blocks of filters in a register tile; `unroll`: channels written out;
     `rows`: rows of outputs in a chunk.
     """
-    rows = _default_rows(layer)
+    tile, rows = _default(layer)
     known = layer.products(rows)
     cfg.define_knob("tile", [list(tile) for tile in _tiles(layer, known)])
     cfg.define_knob("unroll", [u for u in _UNROLL if layer.in_block % u == 0])
@@ -120,7 +123,7 @@ def define(cfg: Any, layer: Layer) -> None:
         "rows", [r for r in range(1, layer.out_height + 1) if layer.out_height % r == 0]
     )
     if cfg.is_fallback:
-        cfg["tile"] = OtherOptionEntity(_default_tile(layer, known))
+        cfg["tile"] = OtherOptionEntity(tile)
         cfg["unroll"] = OtherOptionEntity(4 if layer.in_block % 4 == 0 else 1)
         cfg["rows"] = OtherOptionEntity(rows)
     chunks = layer.batch * layer.out_height // rows
@@ -129,12 +132,12 @@ def define(cfg: Any, layer: Layer) -> None:
 
 def _tiles(layer: Layer, known: gemm.Problem, *, default: bool = False) -> list[list[int]]:
     """Return the register tiles that cover the layer without computing much that is not there."""
-    blocks = layer.filters // layer.out_block
+    blocks, rows = layer.filters // layer.out_block, known.m // layer.out_width
     in_rows = [
         [positions, vectors]
         for positions in range(1, _MOST_POSITIONS + 1)
         for vectors in gemm.VECTORS
-        if _in_a_row(layer, positions) and known.fits(positions, vectors)
+        if _in_rows(layer.out_width, rows, positions) and known.fits(positions, vectors)
     ]
     tiles = [*known.candidates(default=default), *in_rows]
     found = [
@@ -144,39 +147,66 @@ def _tiles(layer: Layer, known: gemm.Problem, *, default: bool = False) -> list[
     return found or [[min(known.m, 4), 1]]
 
 
-def _in_a_row(layer: Layer, positions: int) -> bool:
-    """Return whether no tile of so many positions goes over the end of a row."""
-    return layer.out_width % positions == 0
+def _in_rows(width: int, rows: int, positions: int) -> tuple[int, int] | None:
+    """Return the rows and columns of a tile of so many positions that goes over no end of a row.
+
+    It divides `rows` rows of `width` outputs; None: there is no such tile.
+    """
+    shapes = ((down, positions // down) for down in (1, 2) if positions % down == rows % down == 0)
+    return next((shape for shape in shapes if width % shape[1] == 0), None)
 
 
-def _default_tile(layer: Layer, known: gemm.Problem) -> list[int]:
-    """Return the tile of the fewest modelled cycles; blocks over the end must save a tenth of them."""
+def _default(layer: Layer) -> tuple[list[int], int]:
+    """Return the tile and the rows of a chunk of the fewest modelled cycles.
+
+    Blocks of filters over the end must save a tenth of them.
+    """
     blocks = layer.filters // layer.out_block
-    tiles = _tiles(layer, known, default=True)
-    if layer.channels <= _FEW and known.registers == 32:
-        tiles = [t for t in tiles if t[1] == 1 and _in_a_row(layer, t[0])] or tiles
 
-    def cycles(tile: list[int]) -> tuple[float, int]:
+    def tiles(rows: int) -> list[list[int]]:
+        known = layer.products(rows)
+        found = _tiles(layer, known, default=True)
+        if layer.channels > _FEW_STEPS:
+            found = [t for t in found if _in_rows(layer.out_width, rows, t[0]) in (None, (1, t[0]))]
+        if layer.channels <= _FEW and known.registers == 32:
+            return [t for t in found if t[1] == 1 and layer.out_width % t[0] == 0] or found
+        return found
+
+    def cycles(choice: tuple[list[int], int]) -> tuple[float, int]:
+        tile, rows = choice
+        known = layer.products(rows)
         extra = 1 if blocks % tile[1] == 0 else 1 / 0.9
         # A position's line of the image lasts a block of channels, and no stream of them is prefetched.
         step = gemm.cycles_of_a_step(known, *tile) + tile[0] / layer.in_block
         products = math.prod(known.tiles(*tile)) * step * layer.channels
-        copies = 0 if _in_a_row(layer, tile[0]) else _COPY * known.m * blocks
-        return extra * products + copies, -tile[0] * tile[1]
+        copies = 0 if _in_rows(layer.out_width, rows, tile[0]) else _COPY * known.m * blocks
+        chunks = layer.out_height // rows
+        return chunks * (extra * products + copies), -tile[0] * tile[1]
 
-    return min(tiles, key=cycles)
+    choices = [(tile, rows) for rows in _default_rows(layer) for tile in tiles(rows)]
+    return min(choices, key=cycles)
 
 
-def _default_rows(layer: Layer) -> int:
-    """Return the most rows, a divisor of all, that make no more positions than a chunk should have.
+def _default_rows(layer: Layer) -> list[int]:
+    """Return the rows of a chunk that are worth trying without a measurement.
 
-    A short chunk cuts up the wide tiles that blocks of half a vector need: those take a small image whole.
+    They are the most, a divisor of all, that make no more positions than a chunk should have; two of an image
+    of few channels, for tiles that lie in two rows; all of a small one, which leaves fewer tiles over the ends,
+    where threads share filters. A short chunk cuts up the wide tiles that blocks of half a vector need: those
+    take a small image whole.
     """
     height, most = layer.out_height, max(_POSITIONS // layer.out_width, 1)
     rows = next(rows for rows in range(min(most, height), 0, -1) if height % rows == 0)
     half = layer.out_block < gemm.problem(1, 1, 1).lanes
-    short = rows * layer.out_width < _SHORT and height * layer.out_width <= 2 * _POSITIONS
-    return height if half and short else rows
+    short = rows * layer.out_width < _SHORT
+    small = height * layer.out_width <= 2 * _POSITIONS
+    filters_shared = gemm.weights_weigh_more(
+        height * layer.out_width, layer.filters, layer.channels
+    )
+    if half and short and small:
+        return [height]
+    pairs = [2] if rows % 2 and height % 2 == 0 and layer.channels <= _FEW_STEPS else []
+    return [rows, *pairs, *([height] if small and filters_shared else [])]
 
 
 @autotvm.register_topi_compute(TEMPLATE)  # type: ignore[untyped-decorator]
@@ -222,6 +252,7 @@ def _sums(cfg: Any, layer: Layer, data: Any, weight: Any) -> tuple[Any, Callable
     of positions, and `sums` that are kept.
     """
     tile, group = cfg["tile"].val
+    rows = int(cfg["rows"].val)
     height, width, size, inner = layer.out_height, layer.out_width, layer.out_block, layer.in_block
     blocks = layer.filters // size
     covered = -(-blocks // group) * group
@@ -237,11 +268,11 @@ def _sums(cfg: Any, layer: Layer, data: Any, weight: Any) -> tuple[Any, Callable
         last = tir.min(b, blocks - 1) if covered > blocks else b  # computed again, not stored
         return te.sum(pixel * weight[last, outer, 0, 0, step, k], [outer, step])
 
-    if _in_a_row(layer, tile):
+    if _in_rows(width, rows, tile):
         shape = (layer.batch, covered, height, width, size)
         return te.compute(shape, product, name="acc"), lambda h, w: (h, w)
 
-    positions, chunk = height * width, int(cfg["rows"].val) * width
+    positions, chunk = height * width, rows * width
     whole = positions - chunk + -(-chunk // tile) * tile
 
     def flat(n: Any, b: Any, p: Any, k: Any) -> Any:
@@ -264,14 +295,18 @@ def _schedule(s: Any, cfg: Any, conv: Any, out: Any) -> None:
     (sums,) = conv.op.input_tensors
     in_rows = bool(sums.op.reduce_axis)
     acc = sums if in_rows else sums.op.input_tensors[0]
-    positions, blocks = cfg["tile"].val
+    (positions, blocks), rows = cfg["tile"].val, int(cfg["rows"].val)
     out, n, b, h, w, lane = output_axes(s, conv, out, int(acc.shape[-1]))
-    chunk, row = s[out].split(h, factor=int(cfg["rows"].val))
+    chunk, row = s[out].split(h, factor=rows)
     group, b = s[out].split(b, factor=blocks)
     outer = [group, chunk] if _weights_weigh_more(conv, acc) else [chunk, group]
     if in_rows:
-        place, p = s[out].split(w, factor=positions)
-        s[out].reorder(n, *outer, row, place, b, p, lane)
+        shape = _in_rows(int(acc.shape[3]), rows, positions)
+        assert shape is not None
+        row, down = s[out].split(row, factor=shape[0])
+        place, p = s[out].split(w, factor=shape[1])
+        s[out].reorder(n, *outer, row, place, b, down, p, lane)
+        s[out].unroll(down)
     else:
         s[out].reorder(n, *outer, b, row, w, lane)
     chunk = s[out].fuse(n, *outer)
@@ -293,11 +328,11 @@ def _schedule(s: Any, cfg: Any, conv: Any, out: Any) -> None:
     stores.pragma(b, MARK, True)
 
     s[acc].compute_at(stores, place)
-    n, b, *rows, p, lane = s[acc].op.axis
+    n, b, *positions, lane = s[acc].op.axis
     outer, step = s[acc].op.reduce_axis
     step, unrolled = s[acc].split(step, factor=cfg["unroll"].val)
-    s[acc].reorder(n, *rows, outer, step, unrolled, p, b, lane)
-    for axis in (unrolled, p, b):
+    s[acc].reorder(n, outer, step, unrolled, *positions, b, lane)
+    for axis in (unrolled, *positions, b):
         s[acc].unroll(axis)
     s[acc].vectorize(lane)
 

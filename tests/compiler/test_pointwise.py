@@ -30,6 +30,9 @@ CASES = {
     "one-position": ((1, 40, 1, 1), 24, (1, 1)),
     "one-row": ((1, 8, 1, 37), 1, (1, 1)),
     "no-tile-in-a-row": ((2, 24, 4, 37), 40, (1, 1)),
+    "two-rows": ((2, 24, 6, 10), 96, (1, 1)),
+    "two-rows-strided": ((1, 24, 11, 19), 96, (2, 2)),
+    "small-filters-first": ((1, 320, 14, 14), 256, (1, 1)),
     "few-channels": ((1, 16, 14, 28), 96, (1, 1)),
     "chunks": ((1, 8, 12, 40), 16, (1, 1)),
     "blocks-over-the-end": ((1, 8, 13, 13), 328, (1, 1)),
@@ -101,7 +104,10 @@ def test_the_default_knows_the_registers(tvm: Any) -> None:
 
 @pytest.mark.parametrize("cpu", ["llvm", "x86-64-v3"])
 def test_tiles_in_rows_and_over_their_ends_agree(tvm: Any, cpu: str) -> None:
-    """Sums are stored out of the registers, or kept until a chunk is whole: equal to the last bit."""
+    """Sums are stored out of the registers, or kept until a chunk is whole: equal to the last bit.
+
+    Tiles lie in a row of ten, go over its end, or lie in two rows.
+    """
     from tvm import autotvm
 
     chosen_one = targets.resolve(cpu)
@@ -111,17 +117,26 @@ def test_tiles_in_rows_and_over_their_ends_agree(tvm: Any, cpu: str) -> None:
     data, weight = models.floats(2, 24, 6, 10, seed=1), models.floats(40, 24, 1, 1, seed=2)
     tensors = [("TENSOR", array.shape, "float32") for array in (data, weight)]
     task = autotvm.task.create(TEMPLATE, [*tensors, (1, 1)], on)
-    found = [run(task, config(tile), data, weight) for tile in ([5, 1], [2, 3], [4, 1], [3, 2])]
+    knobs = [
+        ([5, 1], 3),
+        ([2, 3], 3),
+        ([4, 1], 3),
+        ([3, 2], 3),
+        ([4, 1], 2),
+        ([4, 3], 6),
+        ([6, 1], 2),
+    ]
+    found = [run(task, config(tile, rows), data, weight) for tile, rows in knobs]
     expected = np.einsum("nchw,kcij->nkhw", data, weight)
     for result in found:
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=24 * 4e-7)
         np.testing.assert_array_equal(result, found[0])
 
 
-def config(tile: list[int]) -> Any:
+def config(tile: list[int], rows: int) -> Any:
     from tvm.autotvm.task.space import ConfigEntity, OtherOptionEntity
 
-    knobs = {"tile": tile, "unroll": 1, "rows": 3}
+    knobs = {"tile": tile, "unroll": 1, "rows": rows}
     return ConfigEntity(0, None, {k: OtherOptionEntity(v) for k, v in knobs.items()}, [])
 
 
@@ -135,17 +150,16 @@ def test_the_default_stores_out_of_the_registers(tvm: Any, channels: int) -> Non
             shapes = (1, channels, width, width), (128, channels, 1, 1)
             data, weight = (tvm.te.placeholder(shape) for shape in shapes)
             layer = pointwise.layer_of(data, weight, (1, 1))
-            known = layer.products(pointwise._default_rows(layer))
-            positions, blocks = pointwise._default_tile(layer, known)
+            (positions, blocks), _ = pointwise._default(layer)
             assert (width % positions == 0) == (width != 37)
             assert (blocks == 1) == (channels == 24 and width != 37)
 
 
 @pytest.mark.parametrize(
-    ("cpu", "rows", "whole"), [("x86-64-v4", 13, False), ("x86-64-v3", 1, True)]
+    ("cpu", "tile", "rows"), [("x86-64-v4", [4, 6], 13), ("x86-64-v3", [4, 3], 13)]
 )
-def test_blocks_over_the_end_where_they_pay(tvm: Any, cpu: str, rows: int, whole: bool) -> None:
-    """1000 filters are 125 blocks of half a vector of AVX-512: of tiles that divide them only narrow ones."""
+def test_blocks_over_the_end_where_they_pay(tvm: Any, cpu: str, tile: list[int], rows: int) -> None:
+    """1000 filters are 125 blocks of eight: of tiles that divide them only narrow ones."""
     from mlc.schedules import pointwise
 
     on = tvm.target.Target(f"llvm -mtriple=x86_64-linux-gnu -mcpu={cpu}")
@@ -154,9 +168,23 @@ def test_blocks_over_the_end_where_they_pay(tvm: Any, cpu: str, rows: int, whole
             tvm.te.placeholder(shape) for shape in ((1, 512, 13, 13), (1000, 512, 1, 1))
         )
         layer = pointwise.layer_of(data, weight, (1, 1))
-        assert pointwise._default_rows(layer) == rows
-        _, blocks = pointwise._default_tile(layer, layer.products(rows))
-    assert (125 % blocks == 0) == whole
+        assert pointwise._default(layer) == (tile, rows)
+
+
+@pytest.mark.parametrize(
+    ("channels", "filters", "tile", "rows"),
+    [(64, 384, [4, 3], 2), (1024, 256, [6, 2], 14), (256, 128, [5, 2], 7)],
+)
+def test_rows_of_14_with_16_registers(
+    tvm: Any, channels: int, filters: int, tile: list[int], rows: int
+) -> None:
+    """Two rows for few channels; the whole image where threads share filters; else half of it."""
+    from mlc.schedules import pointwise
+
+    with tvm.target.Target("llvm -mtriple=x86_64-linux-gnu -mcpu=x86-64-v3"):
+        shapes = (1, channels, 14, 14), (filters, channels, 1, 1)
+        layer = pointwise.layer_of(*map(tvm.te.placeholder, shapes), (1, 1))
+        assert pointwise._default(layer) == (tile, rows)
 
 
 @pytest.mark.parametrize(

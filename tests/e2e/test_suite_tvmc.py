@@ -70,7 +70,7 @@ def test_it_is_tuned_compiled_and_right(path: Path):
         peer="tvmc", onnx=str(path), artifact=str(package), factory="", inputs=str(inputs),
         threads=physical_cores(),
     )  # fmt: skip
-    with race.Worker(job, peers.environment(job.threads, path.parent), path.parent / "log") as one:
+    with race.Worker(job, peers.environment(job, path.parent), path.parent / "log") as one:
         one.load(ours, 0.01)
     reference = Reference(path)
     found = reference.run(dict(zip(reference.inputs, arrays, strict=True)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import pytest
 
 from benchmarks.suite import __main__ as program
 from benchmarks.suite import chart, models, peers, race, setup, stats, table, worker
-from mlc.cpu import physical_cores
+from mlc.cpu import host_cpu, physical_cores
 from mlc.errors import BuildError, MismatchError, RunError, UsageError
 
 FACTS: dict[str, Any] = {
-    "target": "llvm -mcpu=x", "trials": 0, "threads": 2, "rounds": 2, "seconds": 0.25,
+    "target": "llvm -mcpu=x", "trials": 0, "threads": 2, "avx2": False, "rounds": 2, "seconds": 0.25,
     "cpu": "a CPU", "versions": {"mlc": "0.1.0", "ort": "1.0", "torch": "2.0"}, "mlc": "abc",
 }  # fmt: skip
 INSPECTED = {"flops": 7, "bytes": 5, "tuning": {"share_of_flops": {"tuned": 0.5}}}
@@ -204,12 +205,30 @@ def test_a_result_is_kept_until_something_changes(tmp_path: Path, monkeypatch: p
     assert json.loads((tmp_path / "mlp/trials-0.json").read_text())["facts"]["rounds"] == 4
 
 
+@pytest.mark.parametrize(
+    ("target", "wide", "held"),
+    [("x86-64-v3", True, True), ("x86-64-v3", False, False), ("x86-64-v4", True, False),
+     ("rpi4", True, False)],
+)  # fmt: skip
+def test_peers_are_held_to_the_vectors_of_the_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, wide: bool, held: bool
+):
+    features = frozenset({"avx2", "avx512f"} if wide else {"avx2"})
+    cpu = dataclasses.replace(host_cpu(), features=features)
+    monkeypatch.setattr(setup, "host_cpu", lambda: cpu)
+    assert made_setup(tmp_path, target=target).avx2 == held
+    job = peers.Job(peer="ort", onnx="", artifact="", factory="", inputs="", threads=1, avx2=held)
+    assert ("ONEDNN_MAX_CPU_ISA" in peers.environment(job, tmp_path)) == held
+    found = {**result(mlc=entrant(1.0), ort=entrant(2.0)), "facts": {**FACTS, "avx2": held}}
+    assert ("held to AVX2" in table.caption([found])) == held
+
+
 def test_a_worker_reports_failure_and_goes(tmp_path: Path):
     job = peers.Job(
         peer="mlc", onnx="", artifact="", factory="", inputs=str(tmp_path / "none"), threads=1
     )
     log = tmp_path / "log"
-    with worker.Worker(job, peers.environment(1, tmp_path), log) as started:
+    with worker.Worker(job, peers.environment(job, tmp_path), log) as started:
         with pytest.raises(RunError, match="mlc failed: FileNotFoundError") as error:
             started.load(tmp_path / "out.npz", 0.0)
         process = started._process
