@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlc.build import Library
+    from mlc.codegen.kernels import Settings
     from mlc.frontend.onnx_file import OnnxFile
     from mlc.runtime.session import Session
     from mlc.tune.applied import Coverage
@@ -157,7 +158,6 @@ def build_model(
     from mlc.codegen.link import find_linker
     from mlc.frontend import load
     from mlc.frontend.bounds import index_bounds
-    from mlc.passes.run import optimize
     from mlc.tune import applied
 
     timed("load TVM", on_event, tvm_env.tvm)
@@ -169,21 +169,7 @@ def build_model(
     file.weights.clear()  # they are in `loaded`; this unmaps the file
     dispatch = dispatch_context(lookup, default_configs(chosen))
     settings = Settings(target=llvm, level=options.opt_level, dispatch=dispatch, gpu=chosen.gpu)
-    ran: list[str] = []
-    observe = _observer(options, ran)
-    started = time.perf_counter()
-    with dispatch:
-        # Popped, so that nobody holds on to the weights as they were in the file.
-        fused = optimize(
-            loaded.pop(),
-            llvm,
-            options.opt_level,
-            observe,
-            exact=options.exact,
-            without=options.without,
-            is_open=bool(options.dynamic),
-        )
-    on_event(Stage(name="passes", seconds=time.perf_counter() - started, note=f"{len(ran)} ran"))
+    fused, ran = _optimized(loaded, options, settings, on_event)
     library = build.build(fused, settings, cache, options.jobs, on_event, linked=linked)
     if options.dump_ir is not None:
         from mlc.inspection import dump_kernel
@@ -202,6 +188,32 @@ def build_model(
     contents = build.contents(fused, library, chosen, llvm, facts)
     _say_notes(contents.manifest, on_event)
     return Built(contents=contents, library=library, dispatch=dispatch)
+
+
+def _optimized(
+    loaded: list[Any], options: CompileOptions, settings: Settings, on_event: OnEvent
+) -> tuple[Any, list[str]]:
+    """Return what the passes make of the only model in a list, and the names of those that ran.
+
+    It is popped, so that nobody holds on to the weights as they were in the file.
+    """
+    from mlc.passes.run import optimize
+
+    ran: list[str] = []
+    observe = _observer(options, ran)
+    started = time.perf_counter()
+    with settings.dispatch:
+        fused = optimize(
+            loaded.pop(),
+            settings.target,
+            options.opt_level,
+            observe,
+            exact=options.exact,
+            without=options.without,
+            is_open=bool(options.dynamic),
+        )
+    on_event(Stage(name="passes", seconds=time.perf_counter() - started, note=f"{len(ran)} ran"))
+    return fused, ran
 
 
 def _open_dims(dims: Any) -> dict[str, Any]:
