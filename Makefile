@@ -60,7 +60,7 @@ arm: $(STAMP) ## code for Arm, run in an emulator; needs g++-aarch64-linux-gnu g
 arm64-root: $(STAMP) ## mlc itself on 64-bit Arm, in an emulator; needs also debootstrap; fetches 150 MB into build/
 	$(BIN)/python -m benchmarks.arm64_root
 
-records: $(STAMP) ## tune the benchmark models for AVX2, and ship the best records; an hour on an idle machine
+records: $(STAMP) ## tune the models of the suite for AVX2, and ship the best records; an hour on an idle machine
 	$(BIN)/python -m benchmarks.records
 
 conformance: $(STAMP) ## onnx's backend suite, every test, against the list of known failures

@@ -1,4 +1,4 @@
-"""`make records`: tune the demo's and the benchmarks' models for AVX2; the best records ship with mlc.
+"""`make records`: tune the models of the suite for AVX2; the best records ship with mlc.
 
     python -m benchmarks.records [--models NAME,...] [--trials N] [--target NAME] [--work DIR]
 
@@ -15,12 +15,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.zoo import MODELS
+from benchmarks.suite import models
 from mlc import api
+from mlc.errors import UsageError
 
 SHIPPED = Path(__file__).resolve().parents[1] / "tuning_logs"
 TARGET = "x86-64-v3"
-DEFAULT = ("resnet18", "resnet50", "mobilenet_v2", "vit_tiny", "transformer_encoder")
 
 
 def mlc(*arguments: object) -> None:
@@ -33,20 +33,21 @@ def mlc(*arguments: object) -> None:
 def main() -> None:
     """Tune each model, and put the best records where the wheel takes them from."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--models", default=",".join(DEFAULT), help="names of benchmarks.zoo")
-    parser.add_argument("--trials", type=int, default=300, help="for each model [default: 300]")
+    parser.add_argument("--models", default="", help=f"some of {', '.join(models.SUBJECTS)}")
+    parser.add_argument("--trials", type=int, default=500, help="for each model [default: 500]")
     parser.add_argument("--target", default=TARGET, help=f"[default: {TARGET}]")
     parser.add_argument("--work", type=Path, default=Path("build/records"))
     asked = parser.parse_args()
-    names = asked.models.split(",")
-    if unknown := [name for name in names if name not in MODELS]:
-        parser.error(f"no such model: {', '.join(unknown)}; there are {', '.join(MODELS)}")
+    try:
+        subjects = models.chosen(asked.models)
+    except UsageError as error:
+        parser.error(f"{error.message}; {error.hint}")
     logs, best = asked.work / "logs", asked.work / "best"
     asked.work.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        model = asked.work / f"{name}.onnx"
+    for subject in subjects:
+        model = asked.work / f"{subject.name}.onnx"
         if not model.exists():
-            api.export(MODELS[name].factory, MODELS[name].inputs, model)
+            api.export(subject.factory, subject.inputs(), model)
         mlc("tune", model, "--target", asked.target, "--trials", asked.trials, "--logs", logs)
     shutil.rmtree(best, ignore_errors=True)
     shutil.copytree(
