@@ -167,7 +167,10 @@ def _default(layer: Layer) -> tuple[list[int], int]:
         known = layer.products(rows)
         found = _tiles(layer, known, default=True)
         if layer.channels > _FEW_STEPS:
-            found = [t for t in found if _in_rows(layer.out_width, rows, t[0]) in (None, (1, t[0]))]
+            one_row = [
+                t for t in found if _in_rows(layer.out_width, rows, t[0]) in (None, (1, t[0]))
+            ]
+            found = one_row or found
         if layer.channels <= _FEW and known.registers == 32:
             return [t for t in found if t[1] == 1 and layer.out_width % t[0] == 0] or found
         return found
@@ -328,11 +331,11 @@ def _schedule(s: Any, cfg: Any, conv: Any, out: Any) -> None:
     stores.pragma(b, MARK, True)
 
     s[acc].compute_at(stores, place)
-    n, b, *positions, lane = s[acc].op.axis
+    n, b, *places, lane = s[acc].op.axis
     outer, step = s[acc].op.reduce_axis
     step, unrolled = s[acc].split(step, factor=cfg["unroll"].val)
-    s[acc].reorder(n, outer, step, unrolled, *positions, b, lane)
-    for axis in (unrolled, *positions, b):
+    s[acc].reorder(n, outer, step, unrolled, *places, b, lane)
+    for axis in (unrolled, *places, b):
         s[acc].unroll(axis)
     s[acc].vectorize(lane)
 

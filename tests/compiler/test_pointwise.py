@@ -32,6 +32,8 @@ CASES = {
     "no-tile-in-a-row": ((2, 24, 4, 37), 40, (1, 1)),
     "two-rows": ((2, 24, 6, 10), 96, (1, 1)),
     "two-rows-strided": ((1, 24, 11, 19), 96, (2, 2)),
+    "only-tiles-in-two-rows": ((1, 256, 2, 2), 16, (1, 1)),
+    "only-tiles-in-two-rows-half": ((1, 256, 2, 2), 8, (1, 1)),
     "small-filters-first": ((1, 320, 14, 14), 256, (1, 1)),
     "few-channels": ((1, 16, 14, 28), 96, (1, 1)),
     "chunks": ((1, 8, 12, 40), 16, (1, 1)),
