@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mlc.codegen import kernels
 from mlc.errors import BuildError, MissingToolError
 from mlc.gpu import nvptx, ptxas
-from mlc.gpu.device import Program, UnfitError
+from mlc.gpu.device import MAX_BLOCK, Program, UnfitError
 from mlc.gpu.split import split
 from mlc.tune.dispatch import dispatch_context
 
@@ -103,6 +103,9 @@ def _blocks(launches: tuple[Launch, ...], most: int) -> dict[str, tuple[int, int
     for block in blocks.values():
         if math.prod(block) > most:
             raise UnfitError(f"it takes {math.prod(block)} threads, and a block has {most}")
+        for axis, taken, limit in zip("xyz", block, MAX_BLOCK, strict=True):
+            if taken > limit:
+                raise UnfitError(f"it takes {taken} threads in {axis}, and a block has {limit}")
     return blocks
 
 

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from tvm.autotvm.task.space import FallbackConfigEntity
 
+from mlc.gpu.device import MAX_BLOCK
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _THREADS, _PIXELS = 256, 64  # of a block, at most
+_DEEP = MAX_BLOCK[2]  # templates have channels in z
 _COLUMNS, _CHANNELS = 16, 4
 _KERNEL = 3  # rows and columns of a filter that are held at once
 _UNROLL = 512
@@ -50,7 +53,7 @@ class Default(FallbackConfigEntity):  # type: ignore[misc]
             self.fallback_split("tile_y", [-1, 1, _PIXELS // columns, 1])
         pixels = columns * (self["tile_y"].size[2] if "tile_y" in self.space_map else 1)
         if "tile_f" in self.space_map:
-            self.fallback_split("tile_f", [-1, 1, _THREADS // pixels, _CHANNELS])
+            self.fallback_split("tile_f", [-1, 1, min(_DEEP, _THREADS // pixels), _CHANNELS])
         for name, most in (("tile_rc", self.depth), ("tile_ry", _KERNEL), ("tile_rx", _KERNEL)):
             if name in self.space_map:
                 self.fallback_split(name, [-1, min(most, self.depth)])

@@ -25,6 +25,7 @@ from mlc.gpu import nvptx, ptxas, split
 from mlc.gpu.device import Program, UnfitError, read
 from mlc.options import VerifyOptions
 from mlc.runtime.verify import verify
+from mlc.schedules import cuda
 from tests import models
 
 try:
@@ -276,6 +277,29 @@ def test_a_kernel_over_a_limit_is_named_and_the_fallback_runs(
     warned = [e.text for e in events if isinstance(e, Notice) and e.level == "warning"]
     assert f"kernel {symbol}: {kernel['note']}" in warned
     model = models.save(big_convolution(), tmp_path)
+    assert verify(VerifyOptions(artifact=str(path), model=str(model), emulate=True)).passed
+
+
+def one_pixel(filters: int = 288) -> onnx.ModelProto:
+    """A convolution as in a squeeze-excite block: one pixel, and templates have channels in z."""
+    weights = {"w": models.floats(filters, 72, 1, 1, scale=0.2)}
+    return models.model([node("Conv", ["x", "w"], ["y"])], {"x": [1, 72, 1, 1]}, ["y"], weights)
+
+
+def test_the_default_has_few_threads_in_z(compiled):
+    _, manifest, programs = compiled_for_gpu(compiled, one_pixel())
+    (program,), (kernel,) = programs.values(), manifest["kernels"].values()
+    assert {launch.block for launch in program.launches} == {(1, 1, 36)}
+    assert "note" not in kernel
+
+
+def test_more_threads_in_z_than_a_gpu_takes(compiled, monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda, "_DEEP", 1024)
+    proto = one_pixel(576)
+    path, manifest, _ = compiled_for_gpu(compiled, proto)
+    (kernel,) = manifest["kernels"].values()
+    assert kernel["note"].startswith("it takes 144 threads in z, and a block has 64: compiled with")
+    model = models.save(proto, tmp_path)
     assert verify(VerifyOptions(artifact=str(path), model=str(model), emulate=True)).passed
 
 

@@ -399,6 +399,7 @@ def test_programs_come_back_as_they_were():
         (("launches", 0, "grid"), [1, 1]),
         (("launches", 0, "grid"), [1.5, 1, 1]),
         (("launches", 0, "block"), [1025, 1, 1]),
+        (("launches", 0, "block"), [1, 1, 65]),
         (("launches", 0, "arguments"), [["pointer", 0]]),
         (("launches", 0, "arguments"), [["temporary", 1]]),
         (("launches", 0, "arguments"), [["tensor", "0"]]),
