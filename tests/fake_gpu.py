@@ -19,6 +19,8 @@ from mlc.options import RpcServerOptions
 from mlc.rpc import serve as serving
 from mlc.runtime import cuda, cuda_kernel, driver_api, timing
 
+Prepared = tuple[int, Launch, list[Any]]
+
 
 class FakeDriver:
     """Addresses are the simulator's, code is executed by it; `cubins` says what PTX they stand for."""
@@ -70,7 +72,11 @@ class FakeDriver:
         self.functions.append(entries(text)[name])
         return len(self.functions) - 1
 
-    def launch(self, function: int, step: Launch, arguments: list[Any]) -> None:
+    def prepare(self, function: int, step: Launch, arguments: list[Any]) -> Prepared:
+        return function, step, arguments
+
+    def launch(self, prepared: Prepared) -> None:
+        function, step, arguments = prepared
         memory = Memory(self.memory, "buffer")
         values = [word.value for word in arguments]
         launch(self.functions[function], step.grid, step.block, values, memory)
@@ -118,15 +124,15 @@ class ScriptedDriver(FakeDriver):
     arch = (8, 0)
     now = 0.0  # of all of a process
 
-    def launch(self, function: int, step: Launch, arguments: list[Any]) -> None:
-        threads = int(np.prod(step.block))
+    def launch(self, prepared: Prepared) -> None:
+        threads = int(np.prod(prepared[1].block))
         if threads == CRASHES:
             os.kill(os.getpid(), signal.SIGSEGV)
         if threads == HANGS:
             time.sleep(600)
         if threads == FAILS:
             raise RunError("cuLaunchKernel failed: as scripted")
-        super().launch(function, step, arguments)
+        super().launch(prepared)
         if threads == WRONG:
             for buffer in self.memory:
                 buffer[:] += 1

@@ -17,7 +17,7 @@ from mlc.errors import ArtifactError
 from mlc.gpu.device import Program, architecture, read
 from mlc.model import specs
 from mlc.runtime.closing import Closing
-from mlc.runtime.cuda_kernel import Call, LoadedKernel, start
+from mlc.runtime.cuda_kernel import LoadedKernel, start
 from mlc.runtime.driver_api import Driver
 from mlc.runtime.session import check_inputs
 
@@ -36,7 +36,7 @@ class _Step:
     """A kernel's turn in the graph: its symbol, and what it launches."""
 
     symbol: str
-    calls: list[Call]
+    calls: list[Any]
 
 
 class CudaSession(Closing):

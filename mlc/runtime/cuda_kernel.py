@@ -14,9 +14,7 @@ from mlc.gpu.device import INT32, INT64, TENSOR
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mlc.gpu.device import Launch, Program
-
-Call = tuple[int, "Launch", list[Any]]  # function, sizes, arguments
+    from mlc.gpu.device import Program
 
 
 class LoadedKernel:
@@ -35,14 +33,16 @@ class LoadedKernel:
         names = {step.function for step in program.launches}
         self._functions = {name: driver.function(self._module, name) for name in names}
 
-    def calls(self, tensors: Sequence[int], temporaries: Sequence[int]) -> list[Call]:
+    def calls(self, tensors: Sequence[int], temporaries: Sequence[int]) -> list[Any]:
         """Return the launches of one call over buffers on the GPU, given by their addresses.
+
+        What a launch is, the driver knows (`Driver.prepare`).
 
         Raises:
             RunError: a launch asks for a buffer that there is not.
         """
         return [
-            (
+            self._driver.prepare(
                 self._functions[step.function],
                 step,
                 [_argument(word, tensors, temporaries) for word in step.arguments],
@@ -55,10 +55,10 @@ class LoadedKernel:
         self._driver.unload(self._module)
 
 
-def start(driver: Any, calls: Sequence[Call]) -> None:
+def start(driver: Any, calls: Sequence[Any]) -> None:
     """Start launches, in order; nothing waits for them."""
-    for function, step, arguments in calls:
-        driver.launch(function, step, arguments)
+    for call in calls:
+        driver.launch(call)
 
 
 def _argument(word: tuple[str, int], tensors: Sequence[int], temporaries: Sequence[int]) -> Any:

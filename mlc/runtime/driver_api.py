@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_uint64, c_void_p
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -49,6 +49,16 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 
 
+class Prepared(NamedTuple):
+    """A launch in C's types, made once: converting them for every run takes longer than starting it.
+
+    `values` are those of cuLaunchKernel, of which one points to `arguments`.
+    """
+
+    values: tuple[Any, ...]
+    arguments: tuple[Any, ...]
+
+
 class Driver:
     """The first GPU of this machine; memory is addresses, functions are handles."""
 
@@ -62,6 +72,7 @@ class Driver:
             self._library = ctypes.CDLL(library)
             for name, types in _SIGNATURES.items():
                 getattr(self._library, name).argtypes = types
+            self._launch = self._library.cuLaunchKernel
         except (OSError, AttributeError):
             raise _missing(f"NVIDIA's driver ({library}) is not installed") from None
         count, self._device = c_int(), c_int()
@@ -128,10 +139,17 @@ class Driver:
         self._call("cuModuleGetFunction", byref(function), module, name.encode())
         return int(function.value or 0)
 
-    def launch(self, function: int, step: Launch, arguments: Sequence[Any]) -> None:
-        """Start a kernel; `arguments` are ctypes values. It runs after those started before."""
+    def prepare(self, function: int, step: Launch, arguments: Sequence[Any]) -> Prepared:
+        """Return a launch of a kernel for `launch`; `arguments` are ctypes values."""
         places = (c_void_p * len(arguments))(*(ctypes.addressof(value) for value in arguments))
-        self._call("cuLaunchKernel", function, *step.grid, *step.block, 0, None, places, None)
+        sizes = (c_uint(size) for size in (*step.grid, *step.block, 0))
+        return Prepared((c_void_p(function), *sizes, None, places, None), tuple(arguments))
+
+    def launch(self, prepared: Prepared) -> None:
+        """Start a kernel, as often as wanted. It runs after those started before."""
+        status = self._launch(*prepared.values)
+        if status:
+            self._fail("cuLaunchKernel", status)
 
     def event(self) -> int:
         """Return a mark that `record` can put between launches."""
@@ -164,10 +182,13 @@ class Driver:
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self._library, name)(*arguments)
         if status:
-            text = c_char_p()
-            self._library.cuGetErrorString(status, byref(text))
-            said = (text.value or b"").decode(errors="replace")
-            raise RunError(f"{name} failed: {said or f'error {status}'}")
+            self._fail(name, status)
+
+    def _fail(self, name: str, status: int) -> NoReturn:
+        text = c_char_p()
+        self._library.cuGetErrorString(status, byref(text))
+        said = (text.value or b"").decode(errors="replace")
+        raise RunError(f"{name} failed: {said or f'error {status}'}")
 
 
 def _missing(what: str) -> MissingToolError:

@@ -79,7 +79,7 @@ def test_memory_code_and_launches_arrive(library):
     module = driver.load(b"\x7fELF\0code")
     function = driver.function(module, "scale")
     step = Launch(function="scale", grid=(1, 2, 3), block=(4, 5, 6), arguments=())
-    driver.launch(function, step, [c_uint64(address), c_int32(-100)])
+    driver.launch(driver.prepare(function, step, [c_uint64(address), c_int32(-100)]))
     driver.synchronize()
     found = np.zeros(6, np.int32)
     driver.download(found, address)
