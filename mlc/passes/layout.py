@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from typing import TYPE_CHECKING, Any
 
-from mlc.passes.expr import op_name
-from mlc.passes.rewrite import rewrite_main
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 
 def alter_layout(module: Any) -> Any:
@@ -19,26 +15,6 @@ def alter_layout(module: Any) -> Any:
 
     with _remembered_choices():
         return relay.transform.AlterOpLayout()(module)
-
-
-def reshape_pixels(module: Any) -> Any:
-    """Return the typed module with layout transforms of images of one pixel as what they are, reshapes.
-
-    A reshape by itself is no kernel. Dense layers of 8 bits are such images (`passes/narrow.py`).
-    """
-    return rewrite_main(module, _reshaped)
-
-
-def _reshaped(call: Any, args: Sequence[Any]) -> Any:
-    from tvm import relay
-
-    if op_name(call) != "layout_transform":
-        return None
-    layouts = call.attrs.src_layout, call.attrs.dst_layout
-    if not all(re.fullmatch(r"NCHW(\d+c)?", str(layout)) for layout in layouts):
-        return None
-    shape = [int(size) for size in call.checked_type.shape]
-    return relay.reshape(args[0], shape) if shape[2:4] == [1, 1] else None
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """See reshapes where they are, and move them behind element-wise operators, which then fuse.
 
 A reshape moves no data and is no kernel. A transpose is one if the axes longer than one keep their
-order, a stack if it has one tensor: layers of sequences at batch 1 are full of both.
+order, a stack if it has one tensor: layers of sequences at batch 1 are full of both. So is the change
+between layouts NCHW of an image of one pixel: dense layers of 8 bits are such images (`passes/narrow.py`).
 
 A dense layer takes a matrix [m, n]; what comes of it is reshaped to the model's [batch, length, n], and
 nothing behind a reshape joins the layer's kernel. Bias, GELU, residual and layer norm work as well on
@@ -11,9 +12,10 @@ the matrix.
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
-from mlc.passes.expr import op_name
+from mlc.passes.expr import op_name, sizes
 from mlc.passes.rewrite import rewrite_main
 
 if TYPE_CHECKING:
@@ -30,7 +32,10 @@ Shape = tuple[int, ...]
 
 
 def see_reshapes(module: Any) -> Any:
-    """Return the module with transposes and stacks that keep elements in their order as reshapes."""
+    """Return the typed module with what keeps elements in their order as reshapes.
+
+    That is looked for in transposes, stacks and layout transforms.
+    """
     return rewrite_main(module, _seen)
 
 
@@ -42,7 +47,8 @@ def _seen(call: Any, args: Sequence[Any]) -> Any:
         return None
     if name == "stack" and isinstance(args[0], relay.Tuple) and len(args[0].fields) == 1:
         return relay.reshape(args[0].fields[0], shape)
-    return relay.reshape(args[0], shape) if name == "transpose" and _keeps_order(call) else None
+    keeps = {"transpose": _keeps_order, "layout_transform": _is_pixel}.get(name)
+    return relay.reshape(args[0], shape) if keeps and keeps(call) else None
 
 
 def _keeps_order(call: Any) -> bool:
@@ -52,6 +58,13 @@ def _keeps_order(call: Any) -> bool:
         return False
     long = [axis for axis in (int(axis) % len(before) for axis in axes) if before[axis] > 1]
     return long == sorted(long)
+
+
+def _is_pixel(call: Any) -> bool:
+    """Return whether a layout transform is of an image of one pixel, between layouts NCHW."""
+    layouts = str(call.attrs.src_layout), str(call.attrs.dst_layout)
+    pixels = sizes(call)[2:4]
+    return pixels == [1, 1] and all(re.fullmatch(r"NCHW(\d+c)?", layout) for layout in layouts)
 
 
 def sink_reshapes(module: Any) -> Any:

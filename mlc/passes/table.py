@@ -17,7 +17,7 @@ from mlc.passes.expand_depthwise import take_expand_depthwise
 from mlc.passes.fast_math import FAST, take_fast_math
 from mlc.passes.fold import fold_module
 from mlc.passes.horizontal import combine_batch_matmul, combine_conv2d, combine_dense
-from mlc.passes.layout import alter_layout, reshape_pixels
+from mlc.passes.layout import alter_layout
 from mlc.passes.narrow import take_narrow
 from mlc.passes.norm import take_layer_norm
 from mlc.passes.pack import pack_dense
@@ -136,7 +136,7 @@ PASSES: tuple[Pass, ...] = (
          help="products of integers in float32, where that holds all sums exactly"),
     Pass(name="alter-layout", stage="relay", level=3, run=alter_layout, for_cpu=True, needs_sizes=True,
          help="convolutions to blocked NCHWc"),
-    Pass(name="reshape-pixels", stage="relay", level=3, needs=("layout_transform",), run=reshape_pixels,
+    Pass(name="reshape-pixels", stage="relay", level=3, needs=("layout_transform",), run=see_reshapes,
          for_cpu=True, needs_sizes=True,
          help="layout transforms of images of one pixel are reshapes"),
     Pass(name="pack-dense-weights", stage="relay", level=3, needs=("nn.dense",), run=pack_dense,

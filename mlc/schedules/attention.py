@@ -51,48 +51,17 @@ def attention(
         layout: heads, d, dv (a multiple of the lanes), first_q, first_k, first_v.
         scale: of the scores.
     """
-    heads, d, dv, first_q, first_k, first_v = (int(k) for k in layout)
+    heads, d, dv, _, _, first_v = (int(k) for k in layout)
     batch, n, _ = get_const_tuple(query.shape)
     m, lanes = int(key.shape[1]), get_simd_32bit_lanes()
     known = gemm.problem(n, m, d, batch * heads)
     _define(cfg, known, dv)
     tile = list(cfg["tile"].val)
-    down, across = known.tiles(*tile)
-    columns = tile[1] * lanes
-    panels = te.compute(
-        (batch, heads, across, d, columns),
-        lambda b, h, p, s, c: key[b, tir.min(p * columns + c, m - 1), first_k + h * d + s],
-        name="panels",
-    )
-    step = te.reduce_axis((0, d), "k")
-    products = te.compute(
-        (batch, heads, down * tile[0], across * columns),
-        lambda b, h, i, j: te.sum(
-            query[b, tir.min(i, n - 1), first_q + h * d + step]
-            * panels[b, h, j // columns, step, j % columns],
-            step,
-        ),
-        name="products",
-    )
-
-    if mask is None and across * columns > m:
-        mask = te.compute((1, 1, 1, m), lambda *_at: tir.const(0.0, gemm.DTYPE), name="no_mask")
-    added = None if mask is None else _vectors(mask, m, across * tile[1])
-
-    def score(b: Any, h: Any, i: Any, c: Any, lane: Any) -> Any:
-        found = products[b, h, i, c * lanes + lane] * tir.const(scale, gemm.DTYPE)
-        if added is None:
-            return found
-        at = zip(added.shape, (b, h, tir.min(i, n - 1)), strict=False)
-        return found + added(*(0 if int(size) == 1 else k for size, k in at), c, lane)
-
-    scores = te.compute(
-        (batch, heads, down * tile[0], across * tile[1], lanes), score, name="scores"
-    )
-    e, total = rows.exponentials(scores)
+    products = _products(query, key, known.tiles(*tile), tile, layout)
+    e, total = rows.exponentials(_scores(products, mask, (n, m), scale))
     at = te.reduce_axis((0, m), "at")
     sums = te.compute(
-        (batch, heads, down * tile[0], dv),
+        (*get_const_tuple(products.shape)[:3], dv),
         lambda b, h, i, j: te.sum(
             e[b, h, i, at // lanes, at % lanes] * value[b, at, first_v + h * dv + j], at
         ),
@@ -105,6 +74,53 @@ def attention(
         tag=TEMPLATE,
         attrs={"dv": dv},
     )
+
+
+def _products(
+    query: Any, key: Any, tiles: tuple[int, int], tile: list[int], layout: tuple[int, ...]
+) -> Any:
+    """Return Q K^T as [batch, heads, rows, columns], both of whole tiles, K packed in panels.
+
+    `tiles` are how many there are down and across.
+    """
+    heads, d, _, first_q, first_k, _ = (int(k) for k in layout)
+    (batch, n, _), m = get_const_tuple(query.shape), int(key.shape[1])
+    down, across = tiles
+    columns = tile[1] * get_simd_32bit_lanes()
+    panels = te.compute(
+        (batch, heads, across, d, columns),
+        lambda b, h, p, s, c: key[b, tir.min(p * columns + c, m - 1), first_k + h * d + s],
+        name="panels",
+    )
+    step = te.reduce_axis((0, d), "k")
+    return te.compute(
+        (batch, heads, down * tile[0], across * columns),
+        lambda b, h, i, j: te.sum(
+            query[b, tir.min(i, n - 1), first_q + h * d + step]
+            * panels[b, h, j // columns, step, j % columns],
+            step,
+        ),
+        name="products",
+    )
+
+
+def _scores(products: Any, mask: Any, shape: tuple[int, int], scale: float) -> Any:
+    """Return products of a shape [n, m], scaled and masked, as vectors; minus infinity behind m."""
+    n, m = shape
+    lanes = get_simd_32bit_lanes()
+    batch, heads, down, across = get_const_tuple(products.shape)
+    if mask is None and across > m:
+        mask = te.compute((1, 1, 1, m), lambda *_at: tir.const(0.0, gemm.DTYPE), name="no_mask")
+    added = None if mask is None else _vectors(mask, m, across // lanes)
+
+    def score(b: Any, h: Any, i: Any, c: Any, lane: Any) -> Any:
+        found = products[b, h, i, c * lanes + lane] * tir.const(scale, gemm.DTYPE)
+        if added is None:
+            return found
+        at = zip(added.shape, (b, h, tir.min(i, n - 1)), strict=False)
+        return found + added(*(0 if int(size) == 1 else k for size, k in at), c, lane)
+
+    return te.compute((batch, heads, down, across // lanes, lanes), score, name="scores")
 
 
 def _vectors(mask: Any, m: int, count: int) -> Any:
