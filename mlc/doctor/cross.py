@@ -11,7 +11,7 @@ from mlc.cpu import host_cpu
 from mlc.emulate import can_run_in_qemu, runner, runtime
 from mlc.errors import MissingToolError
 from mlc.gpu import ptxas
-from mlc.runtime.driver_api import Driver
+from mlc.rpc.gpu import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,10 +55,10 @@ def assembler() -> Finding:
 def driver() -> Finding:
     """Report whether artifacts for GPUs can be run here; compiling needs no driver."""
     try:
-        major, minor = Driver().capability()
+        card = describe()
     except MissingToolError as error:
         return "ok", f"no: {error.message}", ""
-    return "ok", f"yes, a GPU of sm_{major}{minor}", ""
+    return "ok", f"yes, {card['name']} ({card['sm']})", ""
 
 
 def linker(chosen: Target) -> Finding:

@@ -21,12 +21,13 @@ PYTHONS = ((3, 10), (3, 13))  # the first and the last that TVM's package has wh
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A distribution that mlc needs: exactly `pin`, or `minimum` and later."""
+    """A distribution that mlc needs: exactly `pin`, or `minimum` and later; or `instead` of it."""
 
     name: str
     pin: str = ""
     minimum: str = ""
     optional_for: str = ""
+    instead: str = ""
 
     @property
     def requirement(self) -> str:
@@ -40,7 +41,7 @@ PACKAGES = (
     Package(name="onnx", minimum="1.21"),
     Package(name="onnxruntime", minimum="1.23"),
     Package(name="numpy", minimum="2.0"),
-    Package(name="xgboost", minimum="3.0"),
+    Package(name="xgboost", minimum="3.0", instead="xgboost-cpu"),
     Package(name="torch", pin="2.13.0", optional_for="mlc export"),
 )
 
@@ -57,7 +58,7 @@ def python_version() -> Finding:
 def package(wanted: Package) -> Finding:
     """Check the installed version of one distribution."""
     install = f"pip install {wanted.requirement}"
-    found = _installed(wanted.name)
+    found = _installed(wanted.name) or (_installed(wanted.instead) if wanted.instead else "")
     if not found:
         if wanted.optional_for:
             return "ok", f"not installed (only `{wanted.optional_for}` needs it)", ""

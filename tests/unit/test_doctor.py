@@ -173,6 +173,21 @@ def test_packages(
     assert (version or "not installed") in found[1]
 
 
+@pytest.mark.parametrize(("version", "status"), [("3.4.1", "ok"), ("2.1.0", "fail")])
+def test_another_package_of_the_same_module_does_as_well(
+    version: str, status: str, installed: dict[str, str]
+) -> None:
+    installed["xgboost-cpu"] = version
+    (wanted,) = (package for package in doctor.PACKAGES if package.name == "xgboost")
+    assert doctor.package(wanted)[:2] == (status, version)
+
+
+def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = {"name": "NVIDIA H200", "sm": "sm_90"}
+    monkeypatch.setattr(doctor.cross, "describe", lambda: card)
+    assert doctor.cross.driver() == ("ok", "yes, NVIDIA H200 (sm_90)", "")
+
+
 def test_the_packages_are_those_of_the_project() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     project = tomllib.loads(text)["project"]
