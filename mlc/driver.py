@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mlc.runtime.session import Session
     from mlc.tune.applied import Coverage
     from mlc.tune.dispatch import Lookup
+    from mlc.tune.dispatcher import Dispatch
 
 _PROFILE_S, _PROFILE_RUNS = 0.1, 2  # of a run's time by kernel, where coverage needs it
 
@@ -133,7 +134,7 @@ class Built:
 
     contents: artifact.Contents
     library: Library
-    dispatch: Any
+    dispatch: Dispatch
 
 
 def build_model(

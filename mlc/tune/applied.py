@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlc.codegen.kernels import Kernel
     from mlc.target import Target
     from mlc.tune.dispatch import Lookup
+    from mlc.tune.dispatcher import Dispatch
 
 LEVELS = ("tuned", "other_device", "fallback")
 
@@ -88,7 +89,7 @@ def _roots(logs: str | None) -> list[Path]:
 
 
 def coverage(
-    kernels: Iterable[Kernel], calls: Mapping[str, int], dispatch: Any, chosen: Target
+    kernels: Iterable[Kernel], calls: Mapping[str, int], dispatch: Dispatch, chosen: Target
 ) -> dict[str, Any]:
     """Return how much of a model's work is tuned, by share of its FLOPs in tunable kernels.
 

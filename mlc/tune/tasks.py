@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from mlc.codegen.kernels import Kernel
     from mlc.options import TuneOptions
+    from mlc.tune.dispatcher import Dispatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class Task:
 def tasks_of(
     kernels: Iterable[Kernel],
     calls: Mapping[str, int],
-    dispatch: Any,
+    dispatch: Dispatch,
     seconds: Mapping[str, float] | None = None,
 ) -> list[Task]:
     """Return the tasks behind the kernels of a plan, heaviest first.
@@ -99,7 +100,7 @@ def tasks_of(
     return sorted(tasks, key=lambda task: (-task.share, task.key))
 
 
-def kernels_of(kernels: Iterable[Kernel], dispatch: Any) -> dict[str, list[Kernel]]:
+def kernels_of(kernels: Iterable[Kernel], dispatch: Dispatch) -> dict[str, list[Kernel]]:
     """Return the kernels behind each task, by its key."""
     found: dict[str, list[Kernel]] = {}
     for kernel in kernels:
