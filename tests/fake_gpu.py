@@ -35,6 +35,8 @@ class FakeDriver:
         self.freed: list[int] = []
         self.unloaded: list[int] = []
         self.functions: list[Any] = []
+        self.graphs: list[list[Prepared]] = []
+        self.forgotten: list[int] = []
         self.marks: dict[int, float] = {}
         self.synchronized = 0
         self.closed = False
@@ -80,6 +82,17 @@ class FakeDriver:
         memory = Memory(self.memory, "buffer")
         values = [word.value for word in arguments]
         launch(self.functions[function], step.grid, step.block, values, memory)
+
+    def record_graph(self, launches: list[Prepared]) -> int:
+        self.graphs.append(list(launches))
+        return len(self.graphs)
+
+    def replay(self, graph: int) -> None:
+        for prepared in self.graphs[graph - 1]:
+            self.launch(prepared)
+
+    def forget_graph(self, graph: int) -> None:
+        self.forgotten.append(graph)
 
     def synchronize(self) -> None:
         self.synchronized += 1

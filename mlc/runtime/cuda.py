@@ -42,8 +42,8 @@ class _Step:
 class CudaSession(Closing):
     """A model on a GPU; as much of `mlc.runtime.Session` as `run`, `verify` and `bench` use.
 
-    Memory for all buffers is taken once; a run copies inputs in, starts the kernels in the order of
-    the graph on one stream, and copies outputs out.
+    Memory for all buffers is taken once, and the kernels are recorded in the order of the model's
+    graph; a run copies inputs in, starts what was recorded, and copies outputs out.
     """
 
     def __init__(self, path: Path, driver: Callable[[], Any] | None = None, bucket: int = 0):
@@ -76,6 +76,9 @@ class CudaSession(Closing):
         }
         self._temporaries = [self._driver.allocate(size) for size in _largest(programs)]
         self._steps = self._prepare()
+        self._graph_of_run = self._driver.record_graph(
+            [call for step in self._steps for call in step.calls]
+        )
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once; return fresh arrays by output name.
@@ -105,8 +108,7 @@ class CudaSession(Closing):
 
     def run_in_place(self) -> None:
         """Run on what the inputs' buffers hold, and wait for the end. Copies nothing."""
-        for step in self._steps:
-            start(self._driver, step.calls)
+        self._driver.replay(self._graph_of_run)
         self._driver.synchronize()
 
     @property
@@ -138,6 +140,8 @@ class CudaSession(Closing):
 
     def close(self) -> None:
         """Give memory and code on the GPU back."""
+        if self._kernels:
+            self._driver.forget_graph(self._graph_of_run)
         for address in (*self._buffers.values(), *self._temporaries):
             self._driver.free(address)
         for kernel in self._kernels.values():

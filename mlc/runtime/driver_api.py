@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 _LIBRARY = "libcuda.so.1"
 _MAX_NAME = 256
+_THIS_THREAD = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: others may go on
 _CAPABILITY = (75, 76)  # attributes: major and minor number of the architecture
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuInit": (c_uint,),
@@ -41,6 +42,14 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuMemcpyHtoD_v2": (c_uint64, c_void_p, c_size_t),
     "cuMemcpyDtoH_v2": (c_void_p, c_uint64, c_size_t),
     "cuLaunchKernel": (c_void_p, *(c_uint,) * 7, c_void_p, c_void_p, c_void_p),
+    "cuStreamCreate": (c_void_p, c_uint),
+    "cuStreamDestroy_v2": (c_void_p,),
+    "cuStreamBeginCapture_v2": (c_void_p, c_int),
+    "cuStreamEndCapture": (c_void_p, c_void_p),
+    "cuGraphInstantiateWithFlags": (c_void_p, c_void_p, c_uint64),
+    "cuGraphLaunch": (c_void_p, c_void_p),
+    "cuGraphDestroy": (c_void_p,),
+    "cuGraphExecDestroy": (c_void_p,),
     "cuEventCreate": (c_void_p, c_uint),
     "cuEventRecord": (c_void_p, c_void_p),
     "cuEventElapsedTime": (c_void_p, c_void_p, c_void_p),
@@ -87,6 +96,10 @@ class Driver:
         context = c_void_p()
         self._call("cuDevicePrimaryCtxRetain", byref(context), self._device)
         self._call("cuCtxSetCurrent", context)
+        self._stream = c_void_p()  # its own: launches on the default stream cannot be recorded
+        self._call(
+            "cuStreamCreate", byref(self._stream), 0
+        )  # 0: copies wait for it, and it for them
 
     def capability(self) -> tuple[int, int]:
         """Return the architecture: (8, 6) for sm_86."""
@@ -143,13 +156,35 @@ class Driver:
         """Return a launch of a kernel for `launch`; `arguments` are ctypes values."""
         places = (c_void_p * len(arguments))(*(ctypes.addressof(value) for value in arguments))
         sizes = (c_uint(size) for size in (*step.grid, *step.block, 0))
-        return Prepared((c_void_p(function), *sizes, None, places, None), tuple(arguments))
+        values = (c_void_p(function), *sizes, self._stream, places, None)
+        return Prepared(values, tuple(arguments))
 
     def launch(self, prepared: Prepared) -> None:
         """Start a kernel, as often as wanted. It runs after those started before."""
         status = self._launch(*prepared.values)
         if status:
             self._fail("cuLaunchKernel", status)
+
+    def record_graph(self, launches: Sequence[Prepared]) -> int:
+        """Return a graph of launches, in order, that `replay` starts as one: most of a short launch is its start."""
+        graph, ready = c_void_p(), c_void_p()
+        self._call("cuStreamBeginCapture_v2", self._stream, _THIS_THREAD)
+        try:
+            for prepared in launches:
+                self.launch(prepared)
+        finally:
+            self._call("cuStreamEndCapture", self._stream, byref(graph))
+        self._call("cuGraphInstantiateWithFlags", byref(ready), graph, 0)
+        self._call("cuGraphDestroy", graph)
+        return int(ready.value or 0)
+
+    def replay(self, graph: int) -> None:
+        """Start what a graph holds. It runs after what was started before."""
+        self._call("cuGraphLaunch", graph, self._stream)
+
+    def forget_graph(self, graph: int) -> None:
+        """Give a graph back."""
+        self._call("cuGraphExecDestroy", graph)
 
     def event(self) -> int:
         """Return a mark that `record` can put between launches."""
@@ -159,7 +194,7 @@ class Driver:
 
     def record(self, mark: int) -> None:
         """Have the GPU note the time when all that was started before has ended."""
-        self._call("cuEventRecord", mark, None)
+        self._call("cuEventRecord", mark, self._stream)
 
     def elapsed(self, first: int, second: int) -> float:
         """Return the seconds between two marks that the GPU has passed (half a microsecond's steps)."""
@@ -177,6 +212,7 @@ class Driver:
 
     def close(self) -> None:
         """Let go of the GPU."""
+        self._call("cuStreamDestroy_v2", self._stream)
         self._call("cuDevicePrimaryCtxRelease_v2", self._device)
 
     def _call(self, name: str, *arguments: Any) -> None:

@@ -17,17 +17,34 @@ from mlc.runtime.driver_api import Driver
 SOURCE = r"""
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <vector>
 typedef int CUresult; typedef int CUdevice; typedef unsigned long long CUdeviceptr;
-static char context, module_, function_;
-static int current, live, loaded, clock_;
+typedef std::function<void()> Launch;
+static char context, module_, function_, stream_;
+static int current, live, loaded, clock_, capturing;
+static std::vector<Launch> captured;
 extern "C" {
 CUresult cuInit(unsigned flags) { return flags ? 1 : getenv("FAKE_BROKEN") ? 100 : 0; }
 CUresult cuDeviceGetCount(int* n) { *n = getenv("FAKE_EMPTY") ? 0 : 2; return 0; }
 CUresult cuDeviceGet(CUdevice* d, int k) { *d = 40 + k; return 0; }
 CUresult cuDeviceGetName(char* s, int n, CUdevice d) {
   strncpy(s, "A fake", n); return d != 40 || n < 7; }
+CUresult cuStreamCreate(void** s, unsigned flags) { *s = &stream_; live++; return flags; }
+CUresult cuStreamDestroy_v2(void* s) { live--; return s != &stream_; }
+CUresult cuStreamBeginCapture_v2(void* s, int mode) {
+  captured.clear(); capturing = s == &stream_ && mode == 1; return !capturing; }
+CUresult cuStreamEndCapture(void* s, void** g) {
+  capturing = 0; *g = new std::vector<Launch>(captured); live++; return s != &stream_; }
+CUresult cuGraphInstantiateWithFlags(void** e, void* g, unsigned long long flags) {
+  *e = new std::vector<Launch>(*(std::vector<Launch>*)g); live++; return flags; }
+CUresult cuGraphDestroy(void* g) { delete (std::vector<Launch>*)g; live--; return 0; }
+CUresult cuGraphExecDestroy(void* g) { delete (std::vector<Launch>*)g; live--; return 0; }
+CUresult cuGraphLaunch(void* g, void* s) {
+  for (auto& one : *(std::vector<Launch>*)g) one();
+  return s != &stream_; }
 CUresult cuEventCreate(void** e, unsigned flags) { *e = new float(0); live++; return flags; }
-CUresult cuEventRecord(void* e, void* stream) { *(float*)e = ++clock_ * 2.0f; return stream != 0; }
+CUresult cuEventRecord(void* e, void* stream) { *(float*)e = ++clock_ * 2.0f; return stream != &stream_; }
 CUresult cuEventElapsedTime(float* ms, void* a, void* b) { *ms = *(float*)b - *(float*)a; return 0; }
 CUresult cuEventDestroy_v2(void* e) { delete (float*)e; live--; return 0; }
 CUresult cuDeviceGetAttribute(int* v, int what, CUdevice d) {
@@ -49,10 +66,12 @@ CUresult cuMemcpyHtoD_v2(CUdeviceptr p, const void* h, size_t n) { memcpy((void*
 CUresult cuMemcpyDtoH_v2(void* h, CUdeviceptr p, size_t n) { memcpy(h, (void*)p, n); return 0; }
 CUresult cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                         unsigned bz, unsigned shared, void* stream, void** params, void** extra) {
-  if (f != &function_ || shared || stream || extra) return 1;
+  if (f != &function_ || shared || stream != &stream_ || extra) return 1;
   int* data = *(int**)params[0]; int factor = *(int*)params[1];
-  unsigned sizes[] = {gx, gy, gz, bx, by, bz};
-  for (int k = 0; k < 6; ++k) data[k] = data[k] * factor + sizes[k];
+  auto run = [=] {
+    unsigned sizes[] = {gx, gy, gz, bx, by, bz};
+    for (int k = 0; k < 6; ++k) data[k] = data[k] * factor + sizes[k]; };
+  if (capturing) captured.push_back(run); else run();
   return 0; }
 CUresult cuGetErrorString(CUresult e, const char** s) { *s = e == 2 ? "out of memory" : 0; return 0; }
 }
@@ -87,6 +106,29 @@ def test_memory_code_and_launches_arrive(library):
     driver.free(address)
     driver.unload(module)
     driver.close()  # fails where anything was left
+
+
+def test_a_graph_holds_launches_and_runs_them_again(library):
+    driver = Driver(library)
+    address = driver.allocate(24)
+    driver.upload(address, np.zeros(6, np.int32))
+    module = driver.load(b"\x7fELF\0code")
+    function = driver.function(module, "scale")
+    steps = [
+        Launch(function="scale", grid=(k, k, k), block=(1, 1, 1), arguments=()) for k in (1, 2)
+    ]
+    arguments = [c_uint64(address), c_int32(10)]
+    graph = driver.record_graph([driver.prepare(function, step, arguments) for step in steps])
+    found = np.ones(6, np.int32)
+    for expected in ([0] * 6, [12] * 3 + [11] * 3):  # recorded only, then run
+        driver.synchronize()
+        driver.download(found, address)
+        np.testing.assert_array_equal(found, expected)
+        driver.replay(graph)
+    driver.forget_graph(graph)
+    driver.free(address)
+    driver.unload(module)
+    driver.close()
 
 
 def test_times_are_those_of_the_gpu(library):
