@@ -16,6 +16,7 @@ from mlc.passes.attention import take_attention
 from mlc.passes.expand_depthwise import take_expand_depthwise
 from mlc.passes.fast_math import FAST, take_fast_math
 from mlc.passes.fold import fold_module
+from mlc.passes.gpu_conv import take_products
 from mlc.passes.horizontal import combine_batch_matmul, combine_conv2d, combine_dense
 from mlc.passes.layout import alter_layout
 from mlc.passes.narrow import take_narrow
@@ -97,7 +98,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="see-reshapes", stage="relay", level=2, needs=("transpose", "stack"), run=see_reshapes,
          needs_sizes=True, help="transposes and stacks that keep the order of elements are reshapes"),
     Pass(name="layer-norm", stage="relay", level=3, needs=("mean",), run=take_layer_norm,
-         for_cpu=True, help="layer norm over the last axis as one operator"),
+         help="layer norm over the last axis as one operator"),
     Pass(name="sink-reshapes", stage="relay", level=3, needs=("nn.dense",), run=sink_reshapes,
          help="element-wise operators on the matrices of dense layers, reshapes behind them"),
     Pass(name="combine-parallel-conv2d", stage="relay", level=3, needs=("nn.conv2d",), run=combine_conv2d,
@@ -120,6 +121,8 @@ PASSES: tuple[Pass, ...] = (
          help="evaluate what the passes above left on the weights"),
     Pass(name="flatten-atrous-conv", stage="relay", level=2, needs=("nn.batch_to_space_nd",), run=_relay("FlattenAtrousConv"),
          help="space-to-batch, conv, batch-to-space become one dilated convolution"),
+    Pass(name="convolutions-as-products", stage="relay", level=3, needs=("nn.conv2d",), run=take_products,
+         for_gpu=True, needs_sizes=True, help="for GPUs: 1x1 and patch convolutions as products of filters and pixels"),
     Pass(name="attention", stage="relay", level=3, needs=("nn.softmax",), exact=False,
          run=take_attention, for_cpu=True, needs_sizes=True,
          help="softmax(Q K^T) V of a block of queries at a time, scores in cache (not with --exact)"),

@@ -5,7 +5,8 @@ Templates: `dense`, `batch_matmul` and `pointwise` share the register tile of `g
 `narrow_op`, and `dot`, the instructions) and `attention`. `conv_op` offers those of convolutions, `blocks`
 decides on NCHWc. Kernels without knobs: `rows` (softmax, layer norm), `spatial` (pooling, reductions over
 the image), `concat`, `lrn`, `elementary`, `rounding`, `recurrent`. `tails`, `stack`, `serial` and `shuffles` are TIR
-passes. `arm` chooses among TVM's schedules for Arm, `cuda` has default configs of its templates for GPUs.
+passes. `arm` chooses among TVM's schedules for Arm. For GPUs: `gpu_gemm` (products), `gpu_rows` (softmax, layer norm), and
+`cuda`, default configs of TVM's templates.
 The modules import TVM: `tvm_env.tvm()` loads them, once, and everything forked later inherits them.
 """
 
@@ -31,6 +32,8 @@ def install() -> None:
         dense,
         elementary,
         expand_depthwise,
+        gpu_gemm,
+        gpu_rows,
         lrn,
         open_ops,
         recurrent,
@@ -55,6 +58,8 @@ def install() -> None:
         lrn,
         attention,
         expand_depthwise,
+        gpu_gemm,
+        gpu_rows,
     )
     for module in (*ours, open_ops, arm):  # Arm last: it puts back what differs there
         module.install()

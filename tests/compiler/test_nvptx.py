@@ -22,10 +22,10 @@ from mlc.emulate.cuda import SimulatedSession, run_program
 from mlc.errors import BuildError, MissingToolError, RunError
 from mlc.events import Notice
 from mlc.gpu import nvptx, ptxas, split
-from mlc.gpu.device import Program, UnfitError, read
+from mlc.gpu.device import Launch, Program, UnfitError, read
 from mlc.options import VerifyOptions
 from mlc.runtime.verify import verify
-from mlc.schedules import cuda
+from mlc.schedules import cuda, gpu_rows
 from tests import models
 
 try:
@@ -78,6 +78,38 @@ def convolutions() -> onnx.ModelProto:
     return models.model(nodes, {"x": [1, 16, 9, 7]}, ["y"], weights)
 
 
+def bottlenecks() -> onnx.ModelProto:
+    """1x1 convolutions and what may stand around them: strides, a residual, 3x3, pooling, many images."""
+    weights = {
+        "w1": models.floats(12, 10, 1, 1, seed=1, scale=0.3),
+        "b1": models.floats(12, seed=2),
+        "w2": models.floats(12, 12, 3, 3, seed=3, scale=0.2),
+        "w3": models.floats(10, 12, 1, 1, seed=4, scale=0.3),
+        "b3": models.floats(10, seed=5),
+        "w4": models.floats(6, 10, 1, 1, seed=6, scale=0.3),
+        "w5": models.floats(6, 6, 3, 3, seed=7, scale=0.2),
+        "scale": models.floats(1, 10, 1, 1, seed=8),
+        "w6": models.floats(5, 10, 2, 4, seed=9, scale=0.2),
+    }
+    nodes = [
+        node("Conv", ["x", "w1", "b1"], ["a"]),
+        node("Relu", ["a"], ["b"]),
+        node("Conv", ["b", "w2"], ["c"], pads=[1] * 4),
+        node("Sigmoid", ["c"], ["d"]),
+        node("Conv", ["d", "w3", "b3"], ["e"]),
+        node("Add", ["e", "x"], ["f"]),
+        node("Mul", ["f", "scale"], ["g"]),
+        node("Clip", ["g"], ["h"]),
+        node("Conv", ["h", "w4"], ["i"], strides=[2, 3]),
+        node("Conv", ["i", "w5"], ["j"], pads=[1] * 4),
+        node("Add", ["j", "i"], ["k"]),
+        node("MaxPool", ["h"], ["pooled"], kernel_shape=[2, 2]),
+        node("Conv", ["pooled", "w6"], ["patches"], strides=[2, 4]),
+        node("Concat", ["h", "x"], ["joined"], axis=1),
+    ]
+    return models.model(nodes, {"x": [2, 10, 7, 9]}, ["k", "patches", "joined"], weights)
+
+
 def transformer_parts() -> onnx.ModelProto:
     """Products of a batch, softmax over rows, layer norm, erf, tanh, sums that end inside a warp."""
     weights = {
@@ -105,6 +137,24 @@ def transformer_parts() -> onnx.ModelProto:
     )  # fmt: skip
 
 
+def row_by_row() -> onnx.ModelProto:
+    """Softmax, layer norm: rows of a warp and of more threads, four elements of each and others; another axis."""
+    nodes = [node("Softmax", ["x"], ["s"], axis=1), node("Softmax", ["x"], ["t"], axis=-1)]
+    nodes += [node("Add", ["t", "s"], ["u"]), node("Relu", ["u"], ["a"])]
+    lengths = (5, 33, 128, 197, 1100)
+    for length in lengths:
+        nodes.append(node("Gather", ["x", f"i{length}"], [f"x{length}"], axis=-1))
+        nodes.append(node("Softmax", [f"x{length}"], [f"y{length}"], axis=-1))
+        nodes.append(node("LogSoftmax", [f"x{length}"], [f"z{length}"], axis=-1))
+        norm = [f"x{length}", f"s{length}", f"b{length}"]
+        nodes.append(node("LayerNormalization", norm, [f"n{length}"], axis=-1, epsilon=1e-3))
+    outputs = ["a", *(f"{name}{length}" for length in lengths for name in "yzn")]
+    chosen = {f"i{length}": np.arange(length) * 7 % 31 for length in lengths}
+    chosen |= {f"s{length}": models.floats(length, seed=length) for length in lengths}
+    chosen |= {f"b{length}": models.floats(length, seed=length + 1) for length in lengths}
+    return models.model(nodes, {"x": [2, 3, 31]}, outputs, chosen, opset=17)
+
+
 def compiled_for_gpu(
     compiled: Any, proto: onnx.ModelProto, sm: str = "sm_80", **options: Any
 ) -> tuple[Path, dict[str, Any], dict[str, Program]]:
@@ -120,6 +170,8 @@ def compiled_for_gpu(
         (classifier, "sm_120"),
         (convolutions, "sm_86"),
         (transformer_parts, "sm_90"),
+        (row_by_row, "sm_90"),
+        (bottlenecks, "sm_80"),
     ],
 )
 def test_networks_agree_with_onnx_runtime(compiled, tmp_path, make, sm):
@@ -138,6 +190,33 @@ def test_networks_agree_with_onnx_runtime(compiled, tmp_path, make, sm):
         assert {launch.function for launch in program.launches} <= set(program.resources)
         assert set(re.findall(r"\.visible \.entry (\w+)", program.ptx)) == set(program.resources)
         assert all(found.registers > 0 for found in program.resources.values())
+
+
+def test_a_warp_has_a_row_of_softmax(compiled):
+    proto = models.model([node("Softmax", ["x"], ["y"])], {"x": [2, 3, 5, 33]}, ["y"], {})
+    _, _, programs = compiled_for_gpu(compiled, proto)
+    (program,) = programs.values()
+    (launch,) = program.launches
+    assert (launch.grid, launch.block) == ((30, 1, 1), (32, 1, 1))
+
+
+def test_layer_norm_is_one_launch(compiled):
+    weights = {"s": models.floats(65, seed=1), "b": models.floats(65, seed=2)}
+    nodes = [node("LayerNormalization", ["x", "s", "b"], ["y"], axis=-1)]
+    proto = models.model(nodes, {"x": [1, 6, 65]}, ["y"], weights, opset=17)
+    _, _, programs = compiled_for_gpu(compiled, proto)
+    launches = [launch for program in programs.values() for launch in program.launches]
+    assert [(launch.grid, launch.block) for launch in launches] == [((6, 1, 1), (32, 1, 1))]
+
+
+def test_tvms_softmax_of_a_matrix_is_wrong(compiled, monkeypatch, tmp_path):
+    """Four elements of a thread are a vector, whose shuffles TVM 0.19 and LLVM 22 get wrong."""
+    monkeypatch.setattr(gpu_rows, "takes", lambda *_: False)
+    proto = models.model([node("Softmax", ["x"], ["y"])], {"x": [4, 128]}, ["y"], {})
+    path, _, _ = compiled_for_gpu(compiled, proto)
+    model = models.save(proto, tmp_path)
+    with pytest.raises(RunError, match="does not know the instruction"):
+        verify(VerifyOptions(artifact=str(path), model=str(model), emulate=True))
 
 
 @pytest.fixture
@@ -281,9 +360,10 @@ def test_a_kernel_over_a_limit_is_named_and_the_fallback_runs(
 
 
 def one_pixel(filters: int = 288) -> onnx.ModelProto:
-    """A convolution as in a squeeze-excite block: one pixel, and templates have channels in z."""
-    weights = {"w": models.floats(filters, 72, 1, 1, scale=0.2)}
-    return models.model([node("Conv", ["x", "w"], ["y"])], {"x": [1, 72, 1, 1]}, ["y"], weights)
+    """A convolution of one pixel: templates have channels in z, and here nothing but channels."""
+    weights = {"w": models.floats(filters, 8, 3, 3, scale=0.2)}
+    nodes = [node("Conv", ["x", "w"], ["y"], pads=[1] * 4)]
+    return models.model(nodes, {"x": [1, 8, 1, 1]}, ["y"], weights)
 
 
 def test_the_default_has_few_threads_in_z(compiled):
@@ -360,8 +440,8 @@ def crashes(work: Callable[[], Any]) -> bool:
 
 
 @pytest.fixture
-def reduction(tvm) -> tuple[Any, dict[str, tuple[int, int, int]]]:
-    """Return the GPU function of a softmax of 10, as TIR, and its block."""
+def reduction(tvm) -> tuple[Any, Launch]:
+    """Return the GPU function of a softmax of 10, as TIR, and its launch."""
     from tvm import IRModule, ir, relay
     from tvm.relay.backend import te_compiler
 
@@ -374,20 +454,20 @@ def reduction(tvm) -> tuple[Any, dict[str, tuple[int, int, int]]]:
         (found,) = te_compiler.get().lower(fused["main"].body.op, gpu).funcs.functions.values()
         lowered = IRModule({ir.GlobalVar("k"): found.with_attr("global_symbol", "k")})
         halves = split.split(lowered, gpu)
-    return halves.functions, {step.function: step.block for step in halves.launches}
+    (step,) = halves.launches
+    return halves.functions, step
 
 
-def simulated(halves: tuple[Any, dict[str, tuple[int, int, int]]]) -> np.ndarray:
+def simulated(halves: tuple[Any, Launch]) -> np.ndarray:
     from mlc.emulate.ptx_machine import launch
     from mlc.emulate.ptx_memory import Memory
     from mlc.emulate.ptx_text import entries
 
-    functions, blocks = halves
-    ((name, block),) = blocks.items()
-    kernel = entries(nvptx.emit(functions, blocks, "sm_80"))[name]
-    out, data = np.zeros(10, np.float32), models.floats(10)
-    memory = Memory([out, data], "tensor")
-    launch(kernel, (1, 1, 1), block, [memory.address(0), memory.address(1)], memory)
+    functions, step = halves
+    kernel = entries(nvptx.emit(functions, {step.function: step.block}, "sm_80"))[step.function]
+    data, out = models.floats(10), np.zeros(10, np.float32)
+    memory = Memory([data, out], "tensor")
+    launch(kernel, step.grid, step.block, [memory.address(k) for _, k in step.arguments], memory)
     np.testing.assert_allclose(out, np.exp(data) / np.exp(data).sum(), rtol=1e-5)
     return out
 
