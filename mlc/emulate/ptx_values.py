@@ -22,6 +22,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     **{f"s{bits}": np.dtype(f"i{bits // 8}") for bits in (8, 16, 32, 64)},
     **{f"f{bits}": np.dtype(f"f{bits // 8}") for bits in (16, 32, 64)},
 }
+_PAIR = "f16x2"  # of which only conversions are known
 _ROUND = {"rn": np.rint, "rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 
 
@@ -57,7 +58,7 @@ def result_type(words: tuple[str, ...]) -> str:
     if words[0] in ("mul", "mad") and "wide" in words:
         return _twice(words[-1])
     if words[0] == "cvt":
-        return words[-2]
+        return "b32" if words[-2] == _PAIR else words[-2]
     return words[-1]
 
 
@@ -94,7 +95,16 @@ def _setp(words: tuple[str, ...]) -> Callable[..., Array]:
     return found
 
 
+def _pair(upper: Array, lower: Array) -> Array:
+    """Return two numbers as halves of one register, the first as the upper one."""
+    with np.errstate(over="ignore"):
+        halves = [x.astype(np.float16).view(np.uint16).astype(np.uint32) for x in (upper, lower)]
+    return (halves[0] << 16) | halves[1]
+
+
 def _cvt(words: tuple[str, ...]) -> Callable[..., Array]:
+    if words[-2] == _PAIR:
+        return _pair
     to, source = DTYPES[words[-2]], DTYPES[words[-1]]
     rounding = next((word for word in words[1:-2] if word in _ROUND), "")
     saturate = "sat" in words
