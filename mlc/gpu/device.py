@@ -17,7 +17,7 @@ from mlc.errors import ArtifactError, BuildError
 
 TENSOR, TEMPORARY, INT32, INT64 = "tensor", "temporary", "int32", "int64"
 _KINDS = (TENSOR, TEMPORARY, INT32, INT64)
-_MAX_GRID = (2**31 - 1, 65535, 65535)
+MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_BLOCK = (1024, 1024, 64)  # threads in x, y, z; 1024 in all
 
 
@@ -116,7 +116,7 @@ def decode(entry: dict[str, Any]) -> Program:
 
 def _launch(row: dict[str, Any], temporaries: int) -> Launch:
     grid, block = (_triple(row[key]) for key in ("grid", "block"))
-    sizes = zip(grid + block, _MAX_GRID + MAX_BLOCK, strict=True)
+    sizes = zip(grid + block, MAX_GRID + MAX_BLOCK, strict=True)
     if any(n > most for n, most in sizes) or math.prod(block) > 1024:
         raise ValueError("a launch is too large")
     arguments = tuple((kind, number) for kind, number in row["arguments"])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mlc.codegen import kernels
 from mlc.errors import BuildError, MissingToolError
 from mlc.gpu import nvptx, ptxas
-from mlc.gpu.device import MAX_BLOCK, Program, UnfitError
+from mlc.gpu.device import MAX_BLOCK, MAX_GRID, Program, UnfitError
 from mlc.gpu.split import split
 from mlc.tune.dispatch import dispatch_context
 
@@ -96,7 +96,7 @@ def _blocks(launches: tuple[Launch, ...], most: int) -> dict[str, tuple[int, int
     """Return the threads of a block by function, the most of any of its launches.
 
     Raises:
-        UnfitError: there are more than a block may have.
+        UnfitError: there are more than a block may have, or more blocks than a launch.
     """
     ascending = sorted(launches, key=lambda launch: math.prod(launch.block))
     blocks = {launch.function: launch.block for launch in ascending}
@@ -106,6 +106,10 @@ def _blocks(launches: tuple[Launch, ...], most: int) -> dict[str, tuple[int, int
         for axis, taken, limit in zip("xyz", block, MAX_BLOCK, strict=True):
             if taken > limit:
                 raise UnfitError(f"it takes {taken} threads in {axis}, and a block has {limit}")
+    for launch in launches:
+        for axis, taken, limit in zip("xyz", launch.grid, MAX_GRID, strict=True):
+            if taken > limit:
+                raise UnfitError(f"it takes {taken} blocks in {axis}, and a launch has {limit}")
     return blocks
 
 

@@ -23,6 +23,7 @@ _MOVES = frozenset(
      "sigmoid", "nn.relu", "nn.leaky_relu", "clip"}
 )  # fmt: skip
 _DTYPE = "float32"
+_RANK = 4
 
 
 def take_products(module: Any) -> Any:
@@ -41,6 +42,8 @@ class _Rewriter:
         if _is_product(call):
             return self._shaped(call, self._product(call, args))
         if op_name(call) not in _MOVES or not any(self._flat(arg) for arg in args):
+            return None
+        if len(sizes(call)) != _RANK:
             return None
         operands = [self._operand(call, old, new) for old, new in zip(call.args, args, strict=True)]
         if any(operand is None for operand in operands):
@@ -80,10 +83,10 @@ class _Rewriter:
         from tvm import relay
 
         found = self._flat(new)
-        if found is not None:
-            return found
         n, k, height, width = sizes(call)
         shape = sizes(old)
+        if found is not None:
+            return found if shape[2:] in ([height, width], [1, 1]) else None
         if shape == [n, k, height, width] and not _is_of_convolution(old):
             return relay.reshape(new, (n, k, height * width))
         if shape in ([k, 1, 1], [1, k, 1, 1]):

@@ -202,11 +202,9 @@ def _schedule(s: Any, cfg: Any, c: Any, out: Any) -> None:
     across_, j = s[out].split(j, factor=tile.width)
     ty, i = s[out].split(i, factor=tile.rows)
     tx, j = s[out].split(j, factor=tile.columns)
-    s[out].reorder(*outer, down_, across_, ty, tx, i, j)
-    if outer:
-        s[out].bind(s[out].fuse(*outer), te.thread_axis("blockIdx.z"))
-    s[out].bind(down_, te.thread_axis("blockIdx.x"))
-    s[out].bind(across_, te.thread_axis("blockIdx.y"))
+    s[out].reorder(*outer, across_, down_, ty, tx, i, j)
+    blocks = s[out].fuse(*outer, across_, down_)  # x alone may have more than 65535
+    s[out].bind(blocks, te.thread_axis("blockIdx.x"))
     s[out].bind(ty, te.thread_axis("threadIdx.y"))
     s[out].bind(tx, te.thread_axis("threadIdx.x"))
     s[out].unroll(i)

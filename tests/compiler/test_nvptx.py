@@ -22,6 +22,7 @@ from mlc.emulate.cuda import SimulatedSession, run_program
 from mlc.errors import BuildError, MissingToolError, RunError
 from mlc.events import Notice
 from mlc.gpu import nvptx, ptxas, split
+from mlc.gpu import program as gpu_program
 from mlc.gpu.device import Launch, Program, UnfitError, read
 from mlc.options import VerifyOptions
 from mlc.runtime.verify import verify
@@ -90,6 +91,8 @@ def bottlenecks() -> onnx.ModelProto:
         "w5": models.floats(6, 6, 3, 3, seed=7, scale=0.2),
         "scale": models.floats(1, 10, 1, 1, seed=8),
         "w6": models.floats(5, 10, 2, 4, seed=9, scale=0.2),
+        "w7": models.floats(10, 10, 1, 1, seed=10, scale=0.2),
+        "five": np.array([1, 2, 10, 7, 9]),
     }
     nodes = [
         node("Conv", ["x", "w1", "b1"], ["a"]),
@@ -106,8 +109,20 @@ def bottlenecks() -> onnx.ModelProto:
         node("MaxPool", ["h"], ["pooled"], kernel_shape=[2, 2]),
         node("Conv", ["pooled", "w6"], ["patches"], strides=[2, 4]),
         node("Concat", ["h", "x"], ["joined"], axis=1),
+        node("ReduceMean", ["h"], ["columns"], axes=[3]),  # [n, c, h, 1] does not fit [n, c, h * w]
+        node("Conv", ["columns", "w4"], ["narrow"]),
+        node("Conv", ["h", "w4"], ["wide"]),
+        node("Mul", ["wide", "narrow"], ["spread"]),
+        node("GlobalAveragePool", ["h"], ["pixel"]),
+        node("Conv", ["pixel", "w4"], ["gate"]),
+        node("Mul", ["gate", "spread"], ["gated"]),
+        node("Reshape", ["x", "five"], ["x5"]),
+        node("Conv", ["pixel", "w7"], ["tens"]),
+        node("Add", ["x5", "tens"], ["deep"]),
     ]
-    return models.model(nodes, {"x": [2, 10, 7, 9]}, ["k", "patches", "joined"], weights)
+    return models.model(
+        nodes, {"x": [2, 10, 7, 9]}, ["k", "patches", "joined", "gated", "deep"], weights
+    )
 
 
 def transformer_parts() -> onnx.ModelProto:
@@ -198,6 +213,12 @@ def test_a_warp_has_a_row_of_softmax(compiled):
     (program,) = programs.values()
     (launch,) = program.launches
     assert (launch.grid, launch.block) == ((30, 1, 1), (32, 1, 1))
+
+
+def test_more_blocks_than_a_launch_has_are_refused():
+    launch = Launch(function="f", grid=(1, 70000, 1), block=(32, 1, 1), arguments=())
+    with pytest.raises(UnfitError, match="70000 blocks in y, and a launch has 65535"):
+        gpu_program._blocks((launch,), 1024)
 
 
 def test_layer_norm_is_one_launch(compiled):
