@@ -49,16 +49,11 @@ def register_strategy(
     `template` is what the implementation is called.
     """
 
-    @tvm.target.override_native_generic_func(strategy_name(name))  # type: ignore[untyped-decorator]
+    @tvm.target.override_native_generic_func(f"{name.replace('.', '_')}_strategy")  # type: ignore[untyped-decorator]
     def strategy(_attrs: Any, _inputs: Any, _out_type: Any, _target: Any) -> Any:
         return only(compute, schedule, template)
 
     relay_op.register_strategy(name, strategy)
-
-
-def strategy_name(name: str) -> str:
-    """Return what the generic function is called that has an operator's strategies by target."""
-    return f"{name.replace('.', '_')}_strategy"
 
 
 def only(
