@@ -11,7 +11,7 @@ from mlc.cpu import host_cpu
 from mlc.emulate import can_run_in_qemu, runner, runtime
 from mlc.errors import MissingToolError
 from mlc.gpu import ptxas
-from mlc.rpc.gpu import describe
+from mlc.runtime.driver_api import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

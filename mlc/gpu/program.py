@@ -103,13 +103,14 @@ def _blocks(launches: tuple[Launch, ...], most: int) -> dict[str, tuple[int, int
     for block in blocks.values():
         if math.prod(block) > most:
             raise UnfitError(f"it takes {math.prod(block)} threads, and a block has {most}")
-        for axis, taken, limit in zip("xyz", block, MAX_BLOCK, strict=True):
-            if taken > limit:
-                raise UnfitError(f"it takes {taken} threads in {axis}, and a block has {limit}")
     for launch in launches:
-        for axis, taken, limit in zip("xyz", launch.grid, MAX_GRID, strict=True):
-            if taken > limit:
-                raise UnfitError(f"it takes {taken} blocks in {axis}, and a launch has {limit}")
+        for sizes, limits, what, whole in (
+            (launch.block, MAX_BLOCK, "threads", "a block"),
+            (launch.grid, MAX_GRID, "blocks", "a launch"),
+        ):
+            for axis, taken, limit in zip("xyz", sizes, limits, strict=True):
+                if taken > limit:
+                    raise UnfitError(f"it takes {taken} {what} in {axis}, and {whole} has {limit}")
     return blocks
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlc.passes import views
-from mlc.passes.expr import op_name, scalar, sizes
+from mlc.passes.expr import op_name, rebuilt, scalar, sizes
 from mlc.passes.rewrite import rewrite_main
 
 if TYPE_CHECKING:
@@ -84,8 +84,6 @@ def take_attention(module: Any) -> Any:
         return plan.sources
 
     def on_call(call: Any, args: Sequence[Any]) -> Any:
-        from tvm import relay
-
         plan = plans.get(call.handle.value)
         if plan is not None:
             node, result = _operator(plan, args)
@@ -95,7 +93,7 @@ def take_attention(module: Any) -> Any:
             if before is None or found is None:
                 return None
             result = replace(before, indices=found)
-            node = result.as_it_is() or relay.Call(call.op, args, call.attrs, call.type_args)
+            node = result.as_it_is() or rebuilt(call, args)
         results[node.handle.value] = replace(result, view=node)
         return node
 

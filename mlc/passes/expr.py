@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def op_name(expr: Any) -> str:
     """Return the name of the operator that an expression calls; "" if it calls none."""
     return str(getattr(getattr(expr, "op", None), "name", ""))
+
+
+def rebuilt(call: Any, args: Sequence[Any]) -> Any:
+    """Return a call with other arguments."""
+    from tvm import relay
+
+    return relay.Call(call.op, args, call.attrs, call.type_args)
 
 
 def sizes(expr: Any) -> list[int]:

@@ -2,9 +2,8 @@
 
 That is what those of one tap are, and those whose windows neither overlap nor leave gaps: a window's taps
 are channels then. TVM's template for convolutions tiles rows of an image, and finds no good tile of 7x7 or
-14x14, or of windows of 16x16. What is
-element by element behind such a convolution works on [n, k, h * w] as well and stays in its kernel; a
-reshape behind it is none.
+14x14, or of windows of 16x16. What is element by element behind such a convolution works on [n, k, h * w]
+as well and stays in its kernel; a reshape behind it is none.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from mlc.passes.expr import op_name, sizes
+from mlc.passes.expr import op_name, rebuilt, sizes
 from mlc.passes.rewrite import rewrite_main
 
 if TYPE_CHECKING:
@@ -41,14 +40,13 @@ class _Rewriter:
     def on_call(self, call: Any, args: Sequence[Any]) -> Any:
         if _is_product(call):
             return self._shaped(call, self._product(call, args))
-        if op_name(call) not in _MOVES or not any(self._flat(arg) for arg in args):
-            return None
-        if len(sizes(call)) != _RANK:
+        moves = op_name(call) in _MOVES and any(self._flat(arg) for arg in args)
+        if not moves or len(sizes(call)) != _RANK:
             return None
         operands = [self._operand(call, old, new) for old, new in zip(call.args, args, strict=True)]
         if any(operand is None for operand in operands):
             return None
-        return self._shaped(call, _rebuilt(call, operands))
+        return self._shaped(call, rebuilt(call, operands))
 
     def _product(self, call: Any, args: Sequence[Any]) -> Any:
         from tvm import relay
@@ -119,9 +117,3 @@ def _is_of_convolution(expr: Any) -> bool:
     while isinstance(expr, relay.Call) and op_name(expr) in _MOVES:
         expr = expr.args[0]
     return op_name(expr) == "nn.conv2d" and not _is_product(expr)
-
-
-def _rebuilt(call: Any, args: Sequence[Any]) -> Any:
-    from tvm import relay
-
-    return relay.Call(call.op, args, call.attrs, call.type_args)

@@ -15,7 +15,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from mlc.passes.expr import op_name, sizes
+from mlc.passes.expr import op_name, rebuilt, sizes
 from mlc.passes.rewrite import rewrite_main
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def sink_reshapes(module: Any) -> Any:
         operands = [_as_matrix(old, new, matrix, sources) for old, new in pairs]
         if any(operand is None for operand in operands):
             return None
-        return reshaped(call, _rebuilt(call, operands), matrix, after)
+        return reshaped(call, rebuilt(call, operands), matrix, after)
 
     return rewrite_main(module, on_call)
 
@@ -134,12 +134,6 @@ def _as_matrix(old: Any, new: Any, matrix: Shape, sources: dict[int, Any]) -> An
     if math.prod(shape[:-1]) != 1:
         return None
     return new if len(shape) < 2 else relay.reshape(new, shape[-1:])
-
-
-def _rebuilt(call: Any, args: Sequence[Any]) -> Any:
-    from tvm import relay
-
-    return relay.Call(call.op, args, call.attrs, call.type_args)
 
 
 def _shape(expr: Any) -> Shape | None:

@@ -77,19 +77,6 @@ class How:
     compare: bool
 
 
-def describe() -> dict[str, str]:
-    """Return name and architecture of this machine's GPU.
-
-    Raises:
-        MissingToolError: there is no driver or no GPU.
-    """
-    driver = driver_api.Driver()
-    major, minor = driver.capability()
-    found = {"name": driver.name(), "sm": f"sm_{major}{minor}"}
-    driver.close()
-    return found
-
-
 def request(candidates: Sequence[tuple[Program, Sequence[Tensor]]], how: How) -> bytes:
     """Return a request in the bytes that `answer` takes."""
     rows = [

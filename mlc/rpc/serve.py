@@ -27,6 +27,7 @@ from mlc.isolate import die_with_parent
 from mlc.rpc import address, artifacts, facts, gpu
 from mlc.rpc.address import Address
 from mlc.rpc.tracker import Tracker
+from mlc.runtime import driver_api
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +69,7 @@ def serve_device(options: RpcServerOptions, ready: Callable[[Address], None]) ->
     key = address.check_key(options.key)
     at = address.parse(options.tracker)
     # In a process of its own: once the driver has started, the forks that sessions are cannot use it.
-    found = isolate.forked(lambda _: gpu.describe()) if options.device == "cuda" else None
+    found = isolate.forked(lambda _: driver_api.describe()) if options.device == "cuda" else None
     Tracker(at).close()  # TVM would try for a minute before it says that there is none
     listening = _bind(options.host, options.port)
     tvm_env.runtime()

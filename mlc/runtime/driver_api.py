@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_uint64, c_void_p
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -81,7 +81,6 @@ class Driver:
             self._library = ctypes.CDLL(library)
             for name, types in _SIGNATURES.items():
                 getattr(self._library, name).argtypes = types
-            self._launch = self._library.cuLaunchKernel
         except (OSError, AttributeError):
             raise _missing(f"NVIDIA's driver ({library}) is not installed") from None
         count, self._device = c_int(), c_int()
@@ -96,10 +95,10 @@ class Driver:
         context = c_void_p()
         self._call("cuDevicePrimaryCtxRetain", byref(context), self._device)
         self._call("cuCtxSetCurrent", context)
-        self._stream = c_void_p()  # its own: launches on the default stream cannot be recorded
-        self._call(
-            "cuStreamCreate", byref(self._stream), 0
-        )  # 0: copies wait for it, and it for them
+        # A stream of its own, as launches on the default stream cannot be recorded; without flags
+        # copies wait for it, and it for them.
+        self._stream = c_void_p()
+        self._call("cuStreamCreate", byref(self._stream), 0)
 
     def capability(self) -> tuple[int, int]:
         """Return the architecture: (8, 6) for sm_86."""
@@ -161,9 +160,7 @@ class Driver:
 
     def launch(self, prepared: Prepared) -> None:
         """Start a kernel, as often as wanted. It runs after those started before."""
-        status = self._launch(*prepared.values)
-        if status:
-            self._fail("cuLaunchKernel", status)
+        self._call("cuLaunchKernel", *prepared.values)
 
     def record_graph(self, launches: Sequence[Prepared]) -> int:
         """Return a graph of launches, in order, that `replay` starts as one: most of a short launch is its start."""
@@ -218,13 +215,23 @@ class Driver:
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self._library, name)(*arguments)
         if status:
-            self._fail(name, status)
+            text = c_char_p()
+            self._library.cuGetErrorString(status, byref(text))
+            said = (text.value or b"").decode(errors="replace")
+            raise RunError(f"{name} failed: {said or f'error {status}'}")
 
-    def _fail(self, name: str, status: int) -> NoReturn:
-        text = c_char_p()
-        self._library.cuGetErrorString(status, byref(text))
-        said = (text.value or b"").decode(errors="replace")
-        raise RunError(f"{name} failed: {said or f'error {status}'}")
+
+def describe() -> dict[str, str]:
+    """Return name and architecture of this machine's GPU.
+
+    Raises:
+        MissingToolError: there is no driver or no GPU.
+    """
+    driver = Driver()
+    major, minor = driver.capability()
+    found = {"name": driver.name(), "sm": f"sm_{major}{minor}"}
+    driver.close()
+    return found
 
 
 def _missing(what: str) -> MissingToolError:

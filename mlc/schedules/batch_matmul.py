@@ -6,6 +6,7 @@ tile; otherwise a thread packs each panel of it just before it is used for all r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm import autotvm
@@ -15,6 +16,7 @@ from tvm.topi.utils import get_const_tuple
 from mlc.schedules import gemm, open_gemm
 
 TEMPLATE = "batch_matmul_mlc.x86"
+Element = Callable[[Any, Any, Any], Any]
 
 
 @autotvm.register_topi_compute(TEMPLATE)  # type: ignore[untyped-decorator]
@@ -28,14 +30,35 @@ def batch_matmul(cfg: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool)
         transpose_a: see `a`.
         transpose_b: see `b`.
     """
+    (batch, m, n, k), row, column = elements(a, b, transpose_a, transpose_b)
+    known = gemm.problem(m, n, k, batch)
+    gemm.define(cfg, known, in_place=not transpose_b)
+    tile = list(cfg["tile"].val)
+    columns = tile[1] * known.lanes
+
+    def in_place(item: Any, panel: Any, step: Any, j: Any) -> Any:
+        return column(item, panel * columns + j, step)
+
+    whole = not transpose_b and n % columns == 0
+    panels = in_place if whole else gemm.pack(known, tile, column)
+    return gemm.product(known, tile, row, panels, batched=True)
+
+
+def elements(
+    a: Any, b: Any, transpose_a: bool, transpose_b: bool
+) -> tuple[tuple[int, int, int, int], Element, Element]:
+    """Return batch, m, n and k of products, and what is in row i of A and column j of B at a step of k.
+
+    Args:
+        a: as for `batch_matmul`, and so are the others.
+        b: see there.
+        transpose_a: see there.
+        transpose_b: see there.
+    """
     batch_a, m, k = get_const_tuple(a.shape)
     batch_b, n = int(b.shape[0]), int(b.shape[1 if transpose_b else 2])
     if transpose_a:
         m, k = k, m
-    known = gemm.problem(m, n, k, max(batch_a, batch_b))
-    gemm.define(cfg, known, in_place=not transpose_b)
-    tile = list(cfg["tile"].val)
-    columns = tile[1] * known.lanes
 
     def row(item: Any, i: Any, step: Any) -> Any:
         item = item if batch_a > 1 else 0
@@ -45,12 +68,7 @@ def batch_matmul(cfg: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool)
         item = item if batch_b > 1 else 0
         return b[item, j, step] if transpose_b else b[item, step, j]
 
-    def in_place(item: Any, panel: Any, step: Any, j: Any) -> Any:
-        return column(item, panel * columns + j, step)
-
-    whole = not transpose_b and n % columns == 0
-    panels = in_place if whole else gemm.pack(known, tile, column)
-    return gemm.product(known, tile, row, panels, batched=True)
+    return (max(batch_a, batch_b), m, n, k), row, column
 
 
 @autotvm.register_topi_schedule(TEMPLATE)  # type: ignore[untyped-decorator]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tvm import autotvm, te, tir
 from tvm.autotvm.task.space import OtherOptionEntity
@@ -23,38 +23,19 @@ from tvm.relay.op.strategy import cuda, generic
 from tvm.topi.utils import get_const_tuple
 
 from mlc.schedules import gemm
+from mlc.schedules.batch_matmul import elements
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 DENSE, BATCH_MATMUL = "dense_mlc.cuda", "batch_matmul_mlc.cuda"
 _TAG = "mlc_gpu_product"
-_MANY_ROWS = (
-    16  # more of them than this; TVM's own is faster for fewer, which wait for their weights
-)
-#: threads down and across, rows and columns of each; the smallest first: it fits everywhere
-_TILES = (
-    (4, 8, 2, 2),
-    (8, 8, 2, 2),
-    (4, 8, 4, 4),
-    (4, 16, 4, 4),
-    (8, 8, 4, 4),
-    (8, 16, 4, 4),
-    (16, 8, 4, 4),
-    (16, 16, 4, 4),
-    (8, 8, 8, 8),
-    (8, 16, 8, 8),
-    (16, 16, 8, 4),
-    (16, 16, 8, 8),
-)
-_SLICES = (8, 16, 32)
-_DEFAULTS = (((16, 16, 8, 4), 16), ((4, 8, 4, 4), 32), ((4, 8, 2, 2), 32))
+_MANY_ROWS = 16  # up to these TVM's own is faster: they wait for their weights
 _BLOCKS = 256
 _BANKS, _VECTOR = 32, 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tile:
+class Tile(NamedTuple):
     """Threads of a block, down and across C, and the rows and columns of C that each computes."""
 
     down: int
@@ -73,9 +54,28 @@ class Tile:
         return self.across * self.columns
 
 
+#: the smallest first: it fits everywhere
+_TILES = (
+    Tile(4, 8, 2, 2),
+    Tile(8, 8, 2, 2),
+    Tile(4, 8, 4, 4),
+    Tile(4, 16, 4, 4),
+    Tile(8, 8, 4, 4),
+    Tile(8, 16, 4, 4),
+    Tile(16, 8, 4, 4),
+    Tile(16, 16, 4, 4),
+    Tile(8, 8, 8, 8),
+    Tile(8, 16, 8, 8),
+    Tile(16, 16, 8, 4),
+    Tile(16, 16, 8, 8),
+)
+_SLICES = (8, 16, 32)
+_DEFAULTS = ((Tile(16, 16, 8, 4), 16), (Tile(4, 8, 4, 4), 32), (Tile(4, 8, 2, 2), 32))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Operand:
-    """A or B: `element(*item, step, i)`, `count` rows of A or columns of B.
+    """A or B: `element(*item, i, step)`, `count` rows of A or columns of B.
 
     `across`: elements with neighbouring i are neighbours in memory, else those with neighbouring steps.
     """
@@ -106,14 +106,13 @@ def _slices(operand: Operand, outer: tuple[int, ...], depth: int, size: int, nam
     k, count = outer[-1], operand.count
 
     def value(*at: Any) -> Any:
-        ends = ((at[-2], k, depth), (at[-1], count, size))
+        *item, step, i = at
+        ends = ((step, k, depth), (i, count, size))
         inside = [place < most for place, most, part in ends if most % part]
-        found = operand.element(*at)
-        return (
-            tir.if_then_else(tir.all(*inside), found, tir.const(0.0, gemm.DTYPE))
-            if inside
-            else found
-        )
+        found = operand.element(*item, i, step)
+        if not inside:
+            return found
+        return tir.if_then_else(tir.all(*inside), found, tir.const(0.0, gemm.DTYPE))
 
     padded = (*outer[:-1], -(-k // depth) * depth, -(-count // size) * size)
     return te.compute(padded, value, name=name, attrs={"across": int(operand.across)})
@@ -127,55 +126,45 @@ def _define(cfg: Any, batch: int, m: int, n: int) -> tuple[Tile, int]:
         tile, depth = default(batch, m, n)
         cfg["tile"] = OtherOptionEntity(list(tile))
         cfg["slice"] = OtherOptionEntity(depth)
-    down, across, rows, columns = cfg["tile"].val
-    return Tile(down=down, across=across, rows=rows, columns=columns), int(cfg["slice"].val)
+    return _chosen(cfg)
 
 
-def default(batch: int, m: int, n: int) -> tuple[tuple[int, ...], int]:
+def _chosen(cfg: Any) -> tuple[Tile, int]:
+    return Tile(*cfg["tile"].val), int(cfg["slice"].val)
+
+
+def default(batch: int, m: int, n: int) -> tuple[Tile, int]:
     """Return the tile and the slice that are used without a measurement.
 
     The largest of three tiles that leaves enough blocks to an H200's 132 multiprocessors: of 29 products
     in networks they took 1.02 times as long as the best of 63 tiles and slices, at most 1.28 times.
     """
 
-    def blocks(choice: tuple[tuple[int, ...], int]) -> int:
-        down, across, rows, columns = choice[0]
-        return batch * -(-m // (down * rows)) * -(-n // (across * columns))
+    def blocks(tile: Tile) -> int:
+        return batch * -(-m // tile.height) * -(-n // tile.width)
 
-    return next((choice for choice in _DEFAULTS if blocks(choice) >= _BLOCKS), _DEFAULTS[-1])
+    return next((choice for choice in _DEFAULTS if blocks(choice[0]) >= _BLOCKS), _DEFAULTS[-1])
 
 
 @autotvm.register_topi_compute(DENSE)  # type: ignore[untyped-decorator]
 def dense(cfg: Any, data: Any, weight: Any) -> Any:
     """Return the dense layer [m, n] of data [m, k] and weights [n, k]."""
     (m, k), (n, _) = get_const_tuple(data.shape), get_const_tuple(weight.shape)
-    a = Operand(element=lambda step, i: data[i, step], count=m, across=False)
-    b = Operand(element=lambda step, j: weight[j, step], count=n, across=False)
+    a = Operand(element=data, count=m, across=False)
+    b = Operand(element=weight, count=n, across=False)
     return product(cfg, a, b, k)
 
 
 @autotvm.register_topi_compute(BATCH_MATMUL)  # type: ignore[untyped-decorator]
 def batch_matmul(cfg: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool) -> Any:
     """Return the products [batch, m, n], operands as in `mlc.schedules.batch_matmul`."""
-    batch_a, m, k = get_const_tuple(a.shape)
-    batch_b, n = int(b.shape[0]), int(b.shape[1 if transpose_b else 2])
-    if transpose_a:
-        m, k = k, m
-
-    def left(item: Any, step: Any, i: Any) -> Any:
-        item = item if batch_a > 1 else 0
-        return a[item, step, i] if transpose_a else a[item, i, step]
-
-    def right(item: Any, step: Any, j: Any) -> Any:
-        item = item if batch_b > 1 else 0
-        return b[item, j, step] if transpose_b else b[item, step, j]
-
+    (count, m, n, k), row, column = elements(a, b, transpose_a, transpose_b)
     return product(
         cfg,
-        Operand(element=left, count=m, across=transpose_a),
-        Operand(element=right, count=n, across=not transpose_b),
+        Operand(element=row, count=m, across=transpose_a),
+        Operand(element=column, count=n, across=not transpose_b),
         k,
-        (max(batch_a, batch_b),),
+        (count,),
     )
 
 
@@ -193,17 +182,16 @@ def schedule_batch_matmul(cfg: Any, outs: Any) -> Any:
 
 def _schedule(s: Any, cfg: Any, c: Any, out: Any) -> None:
     (acc,) = c.op.input_tensors
-    down, across, rows, columns = cfg["tile"].val
-    tile, depth = Tile(down=down, across=across, rows=rows, columns=columns), int(cfg["slice"].val)
+    tile, depth = _chosen(cfg)
     if c.op not in s.outputs:
         s[c].compute_inline()
     *outer, i, j = s[out].op.axis
-    down_, i = s[out].split(i, factor=tile.height)
-    across_, j = s[out].split(j, factor=tile.width)
+    down, i = s[out].split(i, factor=tile.height)
+    across, j = s[out].split(j, factor=tile.width)
     ty, i = s[out].split(i, factor=tile.rows)
     tx, j = s[out].split(j, factor=tile.columns)
-    s[out].reorder(*outer, across_, down_, ty, tx, i, j)
-    blocks = s[out].fuse(*outer, across_, down_)  # x alone may have more than 65535
+    s[out].reorder(*outer, across, down, ty, tx, i, j)
+    blocks = s[out].fuse(*outer, across, down)  # x alone may have more than 65535
     s[out].bind(blocks, te.thread_axis("blockIdx.x"))
     s[out].bind(ty, te.thread_axis("threadIdx.y"))
     s[out].bind(tx, te.thread_axis("threadIdx.x"))

@@ -19,11 +19,8 @@ from mlc.schedules import gemm, operator, rows
 NAME = "softmax_mlc.cuda"
 _TAG = "mlc_gpu_rows"
 _LAYER_NORM_STRATEGY = "mlc_layer_norm_strategy"  # as `operator.register_strategy` calls it
-_WARP, _MOST, _EACH = (
-    32,
-    256,
-    4,
-)  # threads of a row, and elements that each has while there are more
+# Threads of a row, and elements that each has while there are more.
+_WARP, _MOST, _EACH = 32, 256, 4
 _DTYPES = ("float16", "float32", "float64")
 
 
@@ -138,7 +135,7 @@ def _offered(theirs: Any, *, log: bool) -> Any:
         if takes(inputs[0], int(attrs.axis)):
             found.add_implementation(
                 lambda _attrs, inputs, _out: [softmax(inputs[0], log=log)],
-                generic.wrap_topi_schedule(schedule), name=NAME, plevel=20,
+                generic.wrap_topi_schedule(schedule), name=NAME, plevel=gemm.PLEVEL,
             )  # fmt: skip
         return found
 

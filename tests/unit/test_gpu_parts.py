@@ -92,7 +92,7 @@ def test_a_gpu_that_is_none_is_refused(card):
 def test_a_machine_without_a_gpu_cannot_offer_one(monkeypatch):
     monkeypatch.setattr(driver_api, "Driver", lambda: Driver("libcuda-of-nobody.so.1"))
     with pytest.raises(MissingToolError) as found:
-        gpu.describe()
+        driver_api.describe()
     assert found.value.exit_code == 8
 
 
@@ -130,7 +130,7 @@ def ask(*programs: Any, **changes: Any) -> Any:
 
 
 def test_describing_it():
-    assert gpu.describe() == {"name": "Numpy RTX 4", "sm": "sm_86"}
+    assert driver_api.describe() == {"name": "Numpy RTX 4", "sm": "sm_86"}
     assert Card.made[-1].closed
 
 
