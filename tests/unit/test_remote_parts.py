@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -185,9 +186,13 @@ def no_stray_children() -> Iterator[None]:
 
 
 def children() -> set[str]:
-    return {
-        pid for f in Path("/proc/self/task").glob("*/children") for pid in f.read_text().split()
-    }
+    while True:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread ended meanwhile
+            return {
+                pid
+                for f in Path("/proc/self/task").glob("*/children")
+                for pid in f.read_text().split()
+            }
 
 
 def found_by(
